@@ -1,0 +1,43 @@
+# What this project's commands are: `make help`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTEST_FLAGS ?=
+
+.PHONY: help install demo test lint types bench docs soak clean
+
+help:  ## show these targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(STAMP)  ## make .venv with fedbus (editable) and everything that its tests need
+
+$(STAMP): setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=23' 'setuptools>=68'
+	$(BIN)/python -m pip install --quiet --editable '.[tables,test,lint]'
+	@touch $@
+
+demo: install  ## a whole bus on this machine, live; Ctrl-C ends it
+	$(BIN)/fedbus demo $(DEMO_FLAGS)
+
+test: install lint  ## every check and every test
+	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+lint: install  ## ruff and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: install  ## measure, beside raw pyzmq and peers (QUICK=1: two minutes)
+	$(BIN)/python -m bench $(if $(QUICK),--quick)
+
+docs: install  ## build the documentation into doc/_build/html
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(BIN)/sphinx-build -W --keep-going -q -b html doc doc/_build/html
+
+soak: install  ## a long random run with faults (SECONDS=3600)
+	$(BIN)/python -m pytest -m soak $(PYTEST_FLAGS)
+
+clean:  ## remove what the other targets made
+	rm -rf $(VENV) build dist *.egg-info doc/_build .bench

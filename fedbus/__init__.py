@@ -1,0 +1,1 @@
+"""fedbus: a decentralized, signed and durable message bus for infrastructure services."""

@@ -1,0 +1,1 @@
+"""Many YAML files to one checked set of options."""

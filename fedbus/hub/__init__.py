@@ -1,0 +1,1 @@
+"""The daemon that delivers messages to consumers."""

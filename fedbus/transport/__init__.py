@@ -1,0 +1,1 @@
+"""Sockets: publisher, subscriber, and replay."""

@@ -1,0 +1,1 @@
+"""Who signed, who checks, and who may say what."""
