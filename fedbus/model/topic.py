@@ -1,0 +1,162 @@
+"""Topics (``PREFIX.ENV.SERVICE.OBJECT[.SUBOBJECT].EVENT``) and the filters that choose among them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from fedbus.errors import MessageError, Reason
+
+TOPIC_BYTES = 255
+ENVIRONMENTS = ("dev", "stg", "production")
+
+_FIELD = r"[a-z0-9_-]+"
+_TOPIC = re.compile(rf"{_FIELD}(?:\.{_FIELD})*\Z")
+_FILTER_FIELD = re.compile(rf"(?:{_FIELD}|\*|\#)\Z")
+
+
+def check_topic(text: str) -> None:
+    """Raise unless *text* is a well-formed topic: fields of ``[a-z0-9_-]`` joined by dots, at most 255 bytes.
+
+    Raises:
+        MessageError: With ``Reason.TOPIC`` and what is wrong.
+    """
+    if len(text) > TOPIC_BYTES:
+        raise MessageError(Reason.TOPIC, f"a topic has at most {TOPIC_BYTES} bytes, this one has {len(text)}")
+    if not _TOPIC.match(text):
+        raise MessageError(
+            Reason.TOPIC,
+            f"{text!r} is not a topic: fields of lower-case letters, digits, '_' and '-', joined by single dots",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """The prefix (two or more labels, reverse DNS) and the environment that all topics of a bus begin with."""
+
+    prefix: str = "org.example"
+    environment: str = "dev"
+
+    @property
+    def root(self) -> str:
+        """``PREFIX.ENV``."""
+        return f"{self.prefix}.{self.environment}"
+
+    def expand(self, service: str, short: str) -> str:
+        """Return the full topic for what publishing code says: ``package.build.complete`` of the service ``koji``.
+
+        Raises:
+            MessageError: The result is not a well-formed topic.
+        """
+        topic = f"{self.root}.{service}.{short}"
+        check_topic(topic)
+        return topic
+
+    def service_of(self, topic: str) -> str | None:
+        """Return the SERVICE field of a full *topic*, or None where it does not stand within ``PREFIX.ENV``."""
+        root = self.root
+        if not topic.startswith(root + "."):
+            return None
+        return topic[len(root) + 1 :].split(".", 1)[0]
+
+
+def service_of_endpoint(endpoint: str) -> str:
+    """Return the SERVICE of an endpoint's name: what stands before its first dot (``koji`` of ``koji.build01``)."""
+    return endpoint.split(".", 1)[0]
+
+
+class TopicFilter:
+    """A topic prefix by whole fields, with ``*`` for exactly one field and ``#`` for any number, none included.
+
+    ``org.x.dev.koji`` matches ``org.x.dev.koji.build.start`` and never ``org.x.dev.kojira.build.start``. ``text`` is
+    the full pattern; ``literal`` holds the leading fields without wildcards, which is what a socket can subscribe to.
+    """
+
+    __slots__ = ("_match", "_prefix", "literal", "text")
+
+    def __init__(self, text: str) -> None:
+        """*text* must be a full pattern; use :meth:`parse` for what people write."""
+        if len(text) > TOPIC_BYTES:
+            raise MessageError(Reason.TOPIC, f"a topic filter has at most {TOPIC_BYTES} bytes")
+        fields = text.split(".") if text else []
+        for field in fields:
+            if not _FILTER_FIELD.match(field):
+                raise MessageError(
+                    Reason.TOPIC,
+                    f"{text!r} is not a topic filter: {field!r} is neither a topic field, '*' (one) nor '#' (any number)",
+                )
+        self.text = text
+        wild = next((place for place, field in enumerate(fields) if field in "*#"), len(fields))
+        self.literal = tuple(fields[:wild])
+        if wild == len(fields) or fields[wild:] == ["#"]:
+            # the common shape is a plain prefix: two string comparisons instead of a regular expression
+            self._prefix: str | None = ".".join(self.literal)
+            self._match = None
+        else:
+            self._prefix = None
+            self._match = re.compile(_pattern(fields)).match
+
+    @classmethod
+    def parse(cls, text: str, naming: Naming | None = None) -> TopicFilter:
+        """Read what a person wrote; without the prefix it is taken within ``PREFIX.ENV`` of *naming*.
+
+        ``koji.package.#`` becomes ``org.x.dev.koji.package.#``; ``#`` alone, and the empty text, are everything
+        within ``PREFIX.ENV``. With ``naming=None`` the text is the full pattern.
+
+        Raises:
+            MessageError: *text* is not a filter.
+        """
+        text = text.removesuffix(".")
+        if naming is None or text == naming.prefix or text.startswith((naming.prefix + ".", "*.")):
+            return cls(text)
+        return cls(f"{naming.root}.{text}" if text else naming.root)
+
+    def matches(self, topic: str) -> bool:
+        """Say whether the full *topic* is among those that the filter chooses."""
+        prefix = self._prefix
+        if prefix is None:
+            assert self._match is not None
+            return self._match(topic) is not None
+        return (
+            not prefix or topic == prefix or (topic.startswith(prefix) and topic[len(prefix) : len(prefix) + 1] == ".")
+        )
+
+    def __repr__(self) -> str:
+        return f"TopicFilter({self.text!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TopicFilter) and other.text == self.text
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+
+def _pattern(fields: list[str]) -> str:
+    """Return the anchored regular expression of a filter; each topic is read with a dot put behind it.
+
+    ``#`` becomes a lazy run of whole fields; two runs never stand side by side, so matching stays polynomial on at
+    most 255 bytes.
+    """
+    parts: list[str] = []
+    for field in fields:
+        if field == "#":
+            if parts[-1:] != [_RUN]:
+                parts.append(_RUN)
+        else:
+            parts.append(rf"(?:\A|\.){_FIELD}" if field == "*" else rf"(?:\A|\.){re.escape(field)}(?![^.])")
+    return r"\A" + "".join(parts) + r"(?=\.|\Z)"
+
+
+_RUN = rf"(?:(?:\A|\.){_FIELD}(?![^.]))*?"
+
+
+def common_prefix(filters: list[TopicFilter]) -> tuple[str, ...]:
+    """Return the leading fields that all *filters* share; what a subscriber asks its sockets for."""
+    if not filters:
+        return ()
+    literals = [one.literal for one in filters]
+    shortest = min(literals, key=len)
+    for place, field in enumerate(shortest):
+        if any(literal[place] != field for literal in literals):
+            return shortest[:place]
+    return shortest
