@@ -83,7 +83,7 @@ class TopicFilter:
             if not _FILTER_FIELD.match(field):
                 raise MessageError(
                     Reason.TOPIC,
-                    f"{text!r} is not a topic filter: {field!r} is neither a topic field, '*' (one) nor '#' (any number)",
+                    f"{text!r} is not a topic filter: {field!r} is neither a field, '*' (one) nor '#' (any number)",
                 )
         self.text = text
         wild = next((place for place, field in enumerate(fields) if field in "*#"), len(fields))

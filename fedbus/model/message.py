@@ -1,0 +1,95 @@
+"""Messages as user code meets them: verified, decoded, and still holding the bytes that were signed."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+
+
+class Sealed(Protocol):
+    """The parcel that a message came in."""
+
+    @property
+    def topic(self) -> str: ...
+    @property
+    def endpoint(self) -> str: ...
+    @property
+    def epoch(self) -> str: ...
+    @property
+    def envelopes(self) -> list[bytes]: ...
+    def single(self, index: int) -> bytes: ...
+
+
+class MessageKey(NamedTuple):
+    """What tells a message from all others: its stream and its sequence in it."""
+
+    endpoint: str
+    epoch: str
+    sequence: int
+
+    def __str__(self) -> str:
+        return f"{self.endpoint}/{self.epoch}/{self.sequence}"
+
+
+class Message(msgspec.Struct, frozen=True, eq=False):
+    """One message. Equal messages have equal :attr:`key`.
+
+    ``attributes`` is the whole CloudEvents object, ``sequence`` its place in the stream, and ``signer`` the name in
+    the certificate that signed it.
+    """
+
+    attributes: dict[str, Any]
+    sequence: int
+    signer: str
+    parcel: Sealed
+    index: int
+    wire: str = "native"
+
+    @property
+    def topic(self) -> str:
+        """The full topic."""
+        return self.parcel.topic
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The body, a JSON object."""
+        data: dict[str, Any] = self.attributes["data"]
+        return data
+
+    @property
+    def endpoint(self) -> str:
+        """The name of the endpoint that published it."""
+        return self.parcel.endpoint
+
+    @property
+    def epoch(self) -> str:
+        """The identity of the journal that it stands in."""
+        return self.parcel.epoch
+
+    @property
+    def id(self) -> str:
+        """A UUIDv7."""
+        identifier: str = self.attributes["id"]
+        return identifier
+
+    @property
+    def time(self) -> str:
+        """When it was published, RFC 3339 in UTC, by the publisher's clock."""
+        stamp: str = self.attributes["time"]
+        return stamp
+
+    @property
+    def key(self) -> MessageKey:
+        """Stream and sequence; the same for every delivery of the same message."""
+        return MessageKey(self.parcel.endpoint, self.parcel.epoch, self.sequence)
+
+    @property
+    def envelope(self) -> bytes:
+        """The signed bytes."""
+        return self.parcel.envelopes[self.index]
+
+    @property
+    def sealed(self) -> bytes:
+        """A parcel of this message alone: it verifies with nothing but the CA."""
+        return self.parcel.single(self.index)

@@ -1,0 +1,110 @@
+"""Envelopes: each message as a CloudEvents 1.0 event in JSON, the bytes that are hashed, kept and sent."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Any
+
+import orjson
+
+from fedbus.errors import Reason, WireError
+from fedbus.model.limits import Limits
+from fedbus.wire import strict
+
+_TIME = re.compile(r"\d{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01])T(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d\.\d{6}Z\Z")
+_REQUIRED = ("specversion", "id", "source", "type", "time", "datacontenttype", "epoch", "sequence", "data")
+
+
+def rfc3339(wall: float) -> str:
+    """Write a wall time as RFC 3339 text in UTC with microseconds: ``2026-11-21T12:34:56.123456Z``."""
+    seconds, microseconds = divmod(round(wall * 1e6), 1_000_000)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{microseconds:06d}Z"
+
+
+class EnvelopeWriter:
+    """Writes the envelopes of one endpoint, topic and epoch; what is the same for all of them is written once."""
+
+    __slots__ = ("_after_id", "_after_time", "_before_id")
+
+    def __init__(self, endpoint: str, topic: str, epoch: str) -> None:
+        self._before_id = b'{"specversion":"1.0","id":"'
+        self._after_id = f'","source":"fedbus:{endpoint}","type":"{topic}","time":"'.encode()
+        self._after_time = f'","datacontenttype":"application/json","epoch":"{epoch}","sequence":"'.encode()
+
+    def write(self, identifier: str, stamp: str, sequence: int, extra: bytes, data: bytes) -> bytes:
+        """Return one envelope; *extra* is empty or ``,"name":value`` for each optional attribute, *data* is JSON."""
+        return b'%b%b%b%b%b%020d"%b,"data":%b}' % (
+            self._before_id,
+            identifier.encode(),
+            self._after_id,
+            stamp.encode(),
+            self._after_time,
+            sequence,
+            extra,
+            data,
+        )
+
+
+def optional_attributes(*, dataschema: str | None, traceparent: str | None) -> bytes:
+    """Return the part of an envelope that holds the optional attributes, or nothing."""
+    extra = b""
+    if dataschema is not None:
+        extra += b',"dataschema":' + orjson.dumps(dataschema)
+    if traceparent is not None:
+        extra += b',"traceparent":' + orjson.dumps(traceparent)
+    return extra
+
+
+def decode(envelope: bytes, *, topic: str, source: str, epoch: str, limits: Limits) -> dict[str, Any]:
+    """Return the attributes of an *envelope* whose seal has been verified.
+
+    The attributes that the seal states too must agree with it. Unknown attributes are kept.
+
+    Raises:
+        WireError: The bytes are not strict JSON, an attribute is missing or of the wrong type, or one disagrees.
+    """
+    attributes = strict.decode(envelope, limits)
+    try:
+        if attributes["type"] != topic:
+            raise WireError(Reason.TOPIC_MISMATCH, f"an envelope of type {attributes['type']!r} under topic {topic!r}")
+        if attributes["source"] != source:
+            raise WireError(Reason.ENVELOPE, f"/source is {attributes['source']!r}, the seal says {source!r}")
+        if attributes["epoch"] != epoch:
+            raise WireError(Reason.EPOCH, f"/epoch is {attributes['epoch']!r}, the seal says {epoch!r}")
+        sequence, stamp = attributes["sequence"], attributes["time"]
+        if (
+            attributes["specversion"] != "1.0"
+            or attributes["datacontenttype"] != "application/json"
+            or type(attributes["id"]) is not str
+            or type(attributes["data"]) is not dict
+            or type(sequence) is not str
+            or len(sequence) != 20
+            or not (sequence.isascii() and sequence.isdigit())
+            or type(stamp) is not str
+            or not _TIME.match(stamp)
+        ):
+            raise WireError(Reason.ENVELOPE, _first_fault(attributes))
+        if len(attributes) > len(_REQUIRED):
+            for name in ("dataschema", "traceparent"):
+                if not isinstance(attributes.get(name, ""), str):
+                    raise WireError(Reason.ENVELOPE, f"/{name} is not a string")
+    except KeyError as error:
+        raise WireError(Reason.ENVELOPE, f"/{error.args[0]} is missing") from None
+    return attributes
+
+
+def _first_fault(attributes: dict[str, Any]) -> str:
+    """Name the first attribute that is not as it has to be, as a JSON pointer."""
+    if attributes["specversion"] != "1.0":
+        return "/specversion is not '1.0'"
+    if attributes["datacontenttype"] != "application/json":
+        return "/datacontenttype is not 'application/json'"
+    if not isinstance(attributes["id"], str):
+        return "/id is not a string"
+    if not isinstance(attributes["data"], dict):
+        return "/data is not an object"
+    sequence = attributes["sequence"]
+    if not (isinstance(sequence, str) and len(sequence) == 20 and sequence.isascii() and sequence.isdigit()):
+        return "/sequence is not 20 decimal digits"
+    return "/time is not RFC 3339 text in UTC with microseconds"

@@ -1,0 +1,192 @@
+"""JSON that means the same to every reader: one object, no duplicate keys, no rounding, no text that others refuse.
+
+Most messages take a path of three C calls: decode, encode again with orjson's fixed formatting, compare. Where that
+gives the same bytes there can be no duplicate key, byte order mark, rounded number or lone surrogate; integers beyond
+53 bits make the encoder stop. Everything else, foreign formatting included, takes the exact path through the standard
+library's decoder. (This compares formatting only; signatures are checked over the bytes as received.)
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any, NoReturn
+
+import orjson
+
+from fedbus.errors import MessageError, Reason, WireError
+from fedbus.model.limits import Limits
+
+_STRICT_INTEGER = orjson.OPT_STRICT_INTEGER
+_INT_MIN, _INT_MAX = -(2**63), 2**63 - 1
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_BRACKET = re.compile(rb"[][{}]")
+_LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
+
+
+def decode(data: bytes, limits: Limits) -> dict[str, Any]:
+    """Return the one JSON object that *data* is.
+
+    Raises:
+        WireError: ``data`` is too large, not UTF-8, not one object, nested too deep, has a duplicate key, a number that
+            64 bits cannot hold, a lone surrogate or U+0000, or more members than *limits* allow.
+    """
+    if len(data) > limits.message_bytes:
+        raise WireError(Reason.OVERSIZE, f"{len(data)} bytes where the limit is {limits.message_bytes}")
+    try:
+        value = orjson.loads(data)
+        # a key can only be too long, or the members too many, in a message longer than the smaller limit
+        if (
+            len(data) <= limits.key_bytes
+            and b"\\" not in data
+            and data.count(b"{") + data.count(b"[") <= limits.nesting
+            and orjson.dumps(value, None, _STRICT_INTEGER) == data
+            and type(value) is dict
+        ):
+            return value
+    except (orjson.JSONDecodeError, orjson.JSONEncodeError):
+        pass
+    return _decode_exactly(data, limits)
+
+
+def encode(body: object, limits: Limits) -> bytes:
+    """Return the JSON of a message's *body*, in a form that :func:`decode` takes back unchanged.
+
+    Raises:
+        MessageError: The body is not an object, or holds what JSON or the limits cannot carry: NaN, an infinity, an
+            integer beyond 64 bits, U+0000, a lone surrogate, a key that is no string, too many levels or members.
+    """
+    if not isinstance(body, dict):
+        raise MessageError(Reason.JSON, f"a message's body is a JSON object (a dict), not {type(body).__name__}")
+    walk = False
+    try:
+        data = orjson.dumps(body, None, _STRICT_INTEGER)
+    except orjson.JSONEncodeError:
+        walk = True
+        try:
+            data = orjson.dumps(body)
+        except orjson.JSONEncodeError as error:
+            reason = Reason.TEXT if "surrogate" in str(error) else Reason.JSON
+            reason = Reason.NUMBER if "Integer" in str(error) else reason
+            reason = Reason.NESTING if "ecursion" in str(error) else reason
+            raise MessageError(reason, f"the body cannot be written as JSON: {error}") from None
+    if len(data) > limits.message_bytes:
+        raise MessageError(Reason.OVERSIZE, f"the body has {len(data)} bytes, the limit is {limits.message_bytes}")
+    # orjson writes NaN and the infinities as null, so a null is looked at twice
+    if (
+        walk
+        or len(data) > limits.key_bytes
+        or b"\\" in data
+        or b"null" in data
+        or data.count(b"{") + data.count(b"[") >= limits.nesting
+    ):
+        try:
+            check_value(body, limits, level=2)
+        except WireError as error:
+            raise MessageError(error.reason, f"the body cannot be published: {error}") from None
+    return data
+
+
+def check_value(value: object, limits: Limits, *, level: int = 1) -> None:
+    """Raise WireError unless *value* keeps to *limits* and to what 64 bits and JSON's text hold."""
+    members = 0
+    todo: list[tuple[object, int]] = [(value, level)]
+    while todo:
+        one, depth = todo.pop()
+        if isinstance(one, str):
+            _check_text(one)
+        elif isinstance(one, bool) or one is None:
+            continue
+        elif isinstance(one, int):
+            if not _INT_MIN <= one <= _INT_MAX:
+                raise WireError(Reason.NUMBER, "an integer does not fit into 64 bits with sign")
+        elif isinstance(one, float):
+            if not math.isfinite(one):
+                raise WireError(Reason.NUMBER, f"{one} is not a JSON number")
+        elif isinstance(one, (dict, list, tuple)):
+            if depth > limits.nesting:
+                raise WireError(Reason.NESTING, f"nested deeper than {limits.nesting} levels")
+            members += len(one)
+            if members > limits.members:
+                raise WireError(Reason.COUNT, f"more than {limits.members} members")
+            if isinstance(one, dict):
+                for key in one:
+                    if not isinstance(key, str):
+                        raise WireError(Reason.JSON, f"the key {key!r} is not a string")
+                    if len(key) > limits.key_bytes or len(key.encode("utf-8", "replace")) > limits.key_bytes:
+                        raise WireError(Reason.COUNT, f"a key is longer than {limits.key_bytes} bytes")
+                    _check_text(key)
+                todo.extend((inner, depth + 1) for inner in one.values())
+            else:
+                todo.extend((inner, depth + 1) for inner in one)
+
+
+def _check_text(text: str) -> None:
+    if "\0" in text:
+        raise WireError(Reason.TEXT, "U+0000 in a string")
+    if not text.isascii() and _LONE_SURROGATE.search(text):
+        raise WireError(Reason.TEXT, "a lone surrogate in a string")
+
+
+def _depth(data: bytes) -> int:
+    """Return how deep brackets nest in *data*, without parsing it."""
+    deepest = depth = 0
+    for bracket in _BRACKET.findall(_STRING.sub(b"", data)):
+        depth += 1 if bracket in b"{[" else -1
+        deepest = max(deepest, depth)
+    return deepest
+
+
+def _decode_exactly(data: bytes, limits: Limits) -> dict[str, Any]:
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise WireError(Reason.ENCODING, f"not UTF-8: {error.reason} at byte {error.start}") from None
+    if text.startswith("\ufeff"):
+        raise WireError(Reason.ENCODING, "begins with a byte order mark")
+    if _depth(data) > limits.nesting:
+        raise WireError(Reason.NESTING, f"nested deeper than {limits.nesting} levels")
+    try:
+        value = json.loads(
+            text,
+            object_pairs_hook=_pairs,
+            parse_int=_integer,
+            parse_float=_float,
+            parse_constant=_constant,
+        )
+    except json.JSONDecodeError as error:
+        raise WireError(Reason.JSON, f"not JSON: {error.msg} at character {error.pos}") from None
+    except RecursionError:
+        raise WireError(Reason.NESTING, f"nested deeper than {limits.nesting} levels") from None
+    if not isinstance(value, dict):
+        raise WireError(Reason.JSON, f"one JSON object is needed, this is {type(value).__name__}")
+    check_value(value, limits)
+    return value
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise WireError(Reason.DUPLICATE_KEY, "an object has the same key twice")
+    return members
+
+
+def _integer(text: str) -> int:
+    # the length is looked at first: converting thousands of digits takes time that grows with their square
+    if len(text) > 20 or text == "-0" or not _INT_MIN <= int(text) <= _INT_MAX:
+        raise WireError(Reason.NUMBER, "an integer does not fit into 64 bits with sign, or is -0")
+    return int(text)
+
+
+def _float(text: str) -> float:
+    if len(text) > 400:
+        raise WireError(Reason.NUMBER, "a number of more than 400 characters")
+    value = float(text)
+    if not math.isfinite(value):
+        raise WireError(Reason.NUMBER, f"{text[:40]} is beyond a double")
+    return value
+
+
+def _constant(text: str) -> NoReturn:
+    raise WireError(Reason.NUMBER, f"{text} is not JSON")
