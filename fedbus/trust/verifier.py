@@ -1,0 +1,390 @@
+"""Who checks: certificates, signatures and rights, each refusal with its reason.
+
+The path of a message meets ``Verifier.check`` and ``Verifier.permit``; both cost a few dict lookups when the same was
+asked before. Everything else here runs once for each certificate or each signature.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Callable
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID
+
+from fedbus.clock import Clock, SystemClock
+from fedbus.errors import Reason, TrustError
+from fedbus.trust.cache import GenerationCache
+from fedbus.trust.expiry import stamp
+from fedbus.trust.keyring import Keyring, TrustedAuthority, allowed_hash
+from fedbus.trust.names import URI_PREFIX, is_name
+from fedbus.trust.policy import Policy
+
+MAX_CERTIFICATE_BYTES = 8 * 1024  # one leaf has about 600; nothing larger is parsed
+MAX_SIGNATURE_BYTES = 256
+ED25519_SIGNATURE_BYTES = 64
+MAX_P256_SIGNATURE_BYTES = 72  # DER of two integers of 33 bytes at most
+
+SKEW = 300.0  # seconds by which the clocks of two hosts may differ
+
+_SYSTEM_CLOCK = SystemClock()
+_ECDSA = ec.ECDSA(hashes.SHA256())
+_CACHED_CERTIFICATES = 1024
+_CACHED_REFUSALS = 1024
+_CACHED_SIGNATURES = 4096
+_KNOWN_EXTENSIONS = frozenset(
+    {
+        ExtensionOID.BASIC_CONSTRAINTS,
+        ExtensionOID.KEY_USAGE,
+        ExtensionOID.EXTENDED_KEY_USAGE,
+        ExtensionOID.SUBJECT_ALTERNATIVE_NAME,
+        ExtensionOID.SUBJECT_KEY_IDENTIFIER,
+        ExtensionOID.AUTHORITY_KEY_IDENTIFIER,
+    }
+)
+
+
+class Identity:
+    """A certificate that a trusted CA has issued, and what it proves; never changed once made."""
+
+    __slots__ = (
+        "authority",
+        "fingerprint",
+        "holds_from",
+        "holds_until",
+        "name",
+        "not_after",
+        "not_before",
+        "serial",
+        "verify",
+    )
+
+    def __init__(
+        self,
+        name: str,
+        fingerprint: str,
+        not_before: float,
+        not_after: float,
+        serial: int,
+        verify: Callable[[bytes, bytes], bool],
+        authority: TrustedAuthority,
+        holds: tuple[float, float],
+    ) -> None:
+        self.name = name  # the endpoint that it speaks for
+        self.fingerprint = fingerprint  # SHA-256 of the certificate, hexadecimal
+        self.not_before = not_before  # seconds of wall time
+        self.not_after = not_after
+        self.serial = serial
+        self.verify = verify  # verify(signature, statement): whether the key has signed exactly this
+        self.authority = authority
+        self.holds_from, self.holds_until = holds  # between these nothing about it needs a second look
+
+    def __repr__(self) -> str:
+        return f"<Identity {self.name} {self.fingerprint[:16]}>"
+
+
+class Verifier:
+    """Checks certificates and signatures against a keyring, and topics against a policy.
+
+    ``rejections`` counts refusals by reason; whoever drops a message for a reason calls ``reject``. Methods may be
+    called from several threads, the worst of a race being work done twice.
+    """
+
+    def __init__(
+        self,
+        keyring: Keyring,
+        policy: Policy,
+        *,
+        clock: Clock = _SYSTEM_CLOCK,
+        skew: float = SKEW,
+    ) -> None:
+        self.keyring = keyring
+        self.policy = policy
+        self.rejections: Counter[Reason] = Counter()
+        self._wall = clock.wall
+        self._skew = skew
+        self._generation = keyring.generation
+        self._identities: GenerationCache[bytes, Identity] = GenerationCache(_CACHED_CERTIFICATES)
+        # Apart from the good ones, so that a flood of bad certificates cannot push those out.
+        self._refusals: GenerationCache[bytes, tuple[Reason, str]] = GenerationCache(_CACHED_REFUSALS)
+        self._proofs: GenerationCache[tuple[Identity, bytes, bytes], bool] = GenerationCache(_CACHED_SIGNATURES)
+        self._disproofs: GenerationCache[tuple[Identity, bytes, bytes], bool] = GenerationCache(_CACHED_SIGNATURES)
+
+    # --- the hot path ------------------------------------------------------------------------------------------
+
+    def check(self, der: bytes, signature: bytes, statement: bytes, *, at: float | None = None) -> Identity:
+        """Return who signed *statement*, after checking certificate and signature; asked again, from memory.
+
+        *at* (seconds of wall time) judges as of then, for archives that know when they took a message in.
+
+        Raises:
+            TrustError: The certificate is refused (see ``identify``) or the signature does not verify.
+        """
+        identity = self._identities.get(der)
+        now = self._wall() if at is None else at
+        if identity is None or not identity.holds_from <= now <= identity.holds_until:
+            identity = self.identify(der, at=at)
+        if self._proofs.get((identity, signature, statement)) is None:
+            self._prove(identity, signature, statement)
+        return identity
+
+    def permit(self, identity: Identity, topic: str) -> None:
+        """Raise unless *identity* may say the full *topic*.
+
+        Raises:
+            TrustError: ``Reason.ENVIRONMENT`` or ``Reason.POLICY``.
+        """
+        self.policy.check(identity.name, topic)
+
+    # --- the rest ----------------------------------------------------------------------------------------------
+
+    def identify(self, der: bytes, *, at: float | None = None) -> Identity:
+        """Return whom the certificate *der* stands for, if a trusted CA has issued it and it is valid.
+
+        Raises:
+            TrustError: CERTIFICATE, ALGORITHM, UNKNOWN_CA, EXPIRED, NOT_YET_VALID, REVOKED, or CRL when no current
+                revocation list of its CA is known.
+        """
+        identity = self._identities.get(der)
+        if identity is None:
+            identity = self._examine(der)
+        now = self._wall() if at is None else at
+        if not identity.holds_from <= now <= identity.holds_until:
+            self._judge(identity, now)
+        return identity
+
+    def refresh(self) -> bool:
+        """Take up changed CA and revocation files; return whether anything changed."""
+        self.keyring.refresh()
+        if self.keyring.generation == self._generation:
+            return False
+        self._generation = self.keyring.generation
+        self._identities.clear()
+        self._refusals.clear()
+        self._proofs.clear()
+        self._disproofs.clear()
+        return True
+
+    def reject(self, reason: Reason) -> None:
+        """Count one refusal for *reason*."""
+        self.rejections[reason] += 1
+
+    def _prove(self, identity: Identity, signature: bytes, statement: bytes) -> None:
+        """Verify *signature* and remember the outcome, whichever it is."""
+        if len(signature) > MAX_SIGNATURE_BYTES:
+            raise TrustError(
+                Reason.SIGNATURE,
+                f"the signature of {identity.name} has more than {MAX_SIGNATURE_BYTES} bytes, so it was not looked at",
+            )
+        key = (identity, signature, statement)
+        if self._disproofs.get(key) is None:
+            if identity.verify(signature, statement):
+                self._proofs.put(key, True)
+                return
+            self._disproofs.put(key, True)
+        raise TrustError(
+            Reason.SIGNATURE,
+            f"the signature does not verify with the certificate of {identity.name} ({identity.fingerprint[:16]}): "
+            "what was signed has been altered, or another key has signed it",
+        )
+
+    def _examine(self, der: bytes) -> Identity:
+        """All checks of *der* that do not depend on the time; the outcome is remembered."""
+        if len(der) > MAX_CERTIFICATE_BYTES:
+            raise TrustError(
+                Reason.CERTIFICATE,
+                f"the certificate field has more than {MAX_CERTIFICATE_BYTES} bytes, so it was not parsed; send one "
+                "certificate in DER form, without its chain",
+            )
+        known = self._refusals.get(der)
+        if known is not None:
+            raise TrustError(*known)
+        try:
+            identity = self._identity(der)
+        except TrustError as error:
+            self._refusals.put(der, (error.reason, str(error)))
+            raise
+        except Exception as error:
+            # The parser reads a stranger's bytes lazily, and its ways to fail are many and grow with its releases.
+            text = f"the certificate cannot be parsed ({type(error).__name__}); send one certificate in DER form"
+            self._refusals.put(der, (Reason.CERTIFICATE, text))
+            raise TrustError(Reason.CERTIFICATE, text) from error
+        self._identities.put(der, identity)
+        return identity
+
+    def _identity(self, der: bytes) -> Identity:
+        certificate = x509.load_der_x509_certificate(der)
+        fingerprint = hashlib.sha256(der).hexdigest()
+        authority = self._issuer(certificate, fingerprint)
+        name = _leaf_name(certificate, fingerprint)
+        verify = _verify_with(certificate, name)
+        not_before = certificate.not_valid_before_utc.timestamp()
+        not_after = certificate.not_valid_after_utc.timestamp()
+        serial = certificate.serial_number
+        if authority.crl is not None and serial in authority.crl.revoked:
+            holds = (math.inf, -math.inf)  # look at it each time, as the answer depends on the time asked for
+        else:
+            holds = (
+                max(not_before, authority.not_before) - self._skew,
+                min(not_after + self._skew, authority.not_after + self._skew, self.keyring.crl_until(authority)),
+            )
+        return Identity(name, fingerprint, not_before, not_after, serial, verify, authority, holds)
+
+    def _issuer(self, certificate: x509.Certificate, fingerprint: str) -> TrustedAuthority:
+        """The trusted CA that has signed *certificate* itself; there are no intermediates."""
+        named = False
+        for authority in self.keyring.authorities:
+            if authority.certificate.subject != certificate.issuer:
+                continue
+            named = True
+            try:
+                certificate.verify_directly_issued_by(authority.certificate)
+            except (InvalidSignature, UnsupportedAlgorithm, ValueError, TypeError):
+                continue
+            if not allowed_hash(certificate.signature_hash_algorithm, authority.certificate.public_key()):
+                raise TrustError(
+                    Reason.ALGORITHM,
+                    f"certificate {fingerprint[:16]} is signed with a hash weaker than SHA-256; issue it again",
+                )
+            return authority
+        how = "its signature is of none of them, though it names one" if named else "its issuer is none of them"
+        raise TrustError(
+            Reason.UNKNOWN_CA,
+            f"certificate {fingerprint[:16]} is not issued by a trusted CA: {how}; issue it with the bus's CA, or add "
+            f"its CA to {self.keyring.options.ca}",
+        )
+
+    def _judge(self, identity: Identity, now: float) -> None:
+        """Raise if *identity* is not good at the wall time *now*."""
+        skew = self._skew
+        who = f"certificate {identity.name} ({identity.fingerprint[:16]})"
+        if now < identity.not_before - skew:
+            raise TrustError(
+                Reason.NOT_YET_VALID,
+                f"{who} is valid only from {stamp(identity.not_before)}; check the clocks of both hosts",
+            )
+        if now > identity.not_after + skew:
+            raise TrustError(
+                Reason.EXPIRED,
+                f"{who} has expired at {stamp(identity.not_after)}; renew it: fedbus keys rotate {identity.name}",
+            )
+        authority = identity.authority
+        if now < authority.not_before - skew:
+            raise TrustError(
+                Reason.NOT_YET_VALID,
+                f"the CA of {who} is valid only from {stamp(authority.not_before)}; check the clocks of both hosts",
+            )
+        if now > authority.not_after + skew:
+            raise TrustError(
+                Reason.EXPIRED,
+                f"the CA of {who}, {authority.name}, has expired at {stamp(authority.not_after)}; roll over to a new "
+                f"CA (fedbus keys roll-ca) and rotate {identity.name}",
+            )
+        crl = authority.crl
+        revocation = None if crl is None else crl.revoked.get(identity.serial)
+        if revocation is not None and not (revocation.orderly and now < revocation.at):
+            raise TrustError(
+                Reason.REVOKED,
+                f"{who} was revoked at {stamp(revocation.at)} ({revocation.reason}); issue a new one: "
+                f"fedbus keys rotate {identity.name}",
+            )
+        if now > self.keyring.crl_until(authority):
+            state = "no list is known" if crl is None else f"the list has expired at {stamp(crl.next_update)}"
+            raise TrustError(
+                Reason.CRL,
+                f"cannot tell whether {who} is revoked: of its CA {authority.name} {state}; renew "
+                f"{self.keyring.options.crl}: fedbus keys crl",
+            )
+
+
+def _refuse(fingerprint: str, problem: str) -> TrustError:
+    return TrustError(
+        Reason.CERTIFICATE,
+        f"certificate {fingerprint[:16]} {problem}; issue one for an endpoint: fedbus keys issue NAME",
+    )
+
+
+def _leaf_name(certificate: x509.Certificate, fingerprint: str) -> str:
+    """The one endpoint that *certificate* is for.
+
+    Raises:
+        TrustError: ``Reason.CERTIFICATE``: it is a CA, is not for signing on the bus, or names none, several or an
+            ill-formed endpoint.
+    """
+    names: list[str] = []
+    client = False
+    signs = False
+    for extension in certificate.extensions:
+        value = extension.value
+        if isinstance(value, x509.BasicConstraints):
+            if value.ca:
+                raise _refuse(fingerprint, "is of a CA and may not sign messages")
+        elif isinstance(value, x509.KeyUsage):
+            if value.key_cert_sign or value.crl_sign:
+                raise _refuse(fingerprint, "may sign certificates and so may not sign messages")
+            signs = value.digital_signature
+        elif isinstance(value, x509.ExtendedKeyUsage):
+            client = ExtendedKeyUsageOID.CLIENT_AUTH in value
+        elif isinstance(value, x509.SubjectAlternativeName):
+            uris = value.get_values_for_type(x509.UniformResourceIdentifier)
+            names = [uri.removeprefix(URI_PREFIX) for uri in uris if uri.startswith(URI_PREFIX)]
+        elif extension.critical and extension.oid not in _KNOWN_EXTENSIONS:
+            raise _refuse(fingerprint, f"has the unknown critical extension {extension.oid.dotted_string}")
+    if not signs:
+        raise _refuse(fingerprint, "lacks the key usage digitalSignature")
+    if not client:
+        raise _refuse(fingerprint, "lacks the extended key usage clientAuth")
+    if len(names) != 1:
+        raise _refuse(fingerprint, f"names {len(names)} endpoints ({URI_PREFIX}NAME), and not exactly one")
+    name = names[0]
+    if not is_name(name):
+        raise _refuse(fingerprint, f"names {name[:80]!a}, which is no endpoint's name")
+    common = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    if len(common) > 1 or any(one.value != name for one in common):
+        raise _refuse(fingerprint, f"names {name} and, as its common name, something else")
+    return name
+
+
+def _verify_with(certificate: x509.Certificate, name: str) -> Callable[[bytes, bytes], bool]:
+    """The function that verifies signatures of *certificate*'s key, which decides the algorithm.
+
+    Raises:
+        TrustError: ``Reason.ALGORITHM``: a key that is neither P-256 nor Ed25519.
+    """
+    key = certificate.public_key()
+    if isinstance(key, ed25519.Ed25519PublicKey):
+        verify_ed25519 = key.verify
+
+        def verify(signature: bytes, statement: bytes) -> bool:
+            if len(signature) != ED25519_SIGNATURE_BYTES:
+                return False
+            try:
+                verify_ed25519(signature, statement)
+            except InvalidSignature:
+                return False
+            return True
+
+        return verify
+    if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1):
+        verify_ecdsa = key.verify
+
+        def verify(signature: bytes, statement: bytes) -> bool:
+            if len(signature) > MAX_P256_SIGNATURE_BYTES:
+                return False
+            try:
+                verify_ecdsa(signature, statement, _ECDSA)
+            except InvalidSignature:
+                return False
+            return True
+
+        return verify
+    raise TrustError(
+        Reason.ALGORITHM,
+        f"the certificate of {name} has a key that is neither ECDSA P-256 nor Ed25519; issue one that has: "
+        f"fedbus keys rotate {name}",
+    )
