@@ -33,8 +33,8 @@ from fedbus.clock import Clock, SystemClock
 from fedbus.errors import KeysError
 from fedbus.trust.files import read_public, write_atomic
 from fedbus.trust.keyring import PrivateKey, load_certificates, load_private_key
+from fedbus.trust.leaf import certificate_names
 from fedbus.trust.names import MAX_NAME_BYTES, URI_PREFIX, is_name
-from fedbus.trust.signer import certificate_names
 
 Algorithm = Literal["ecdsa-p256", "ed25519"]
 
@@ -200,7 +200,8 @@ class Authority:
             )
             raise KeysError(f"{reason!r} is no reason to revoke a certificate; give one of {', '.join(words)}")
         with self._locked():
-            records = [one for one in self.list() if who in (one.name, one.serial, _hex(one.serial))]
+            wanted = who.lower().removeprefix("0x") if isinstance(who, str) else who
+            records = [one for one in self.list() if who == one.name or wanted in (one.serial, _hex(one.serial))]
             if not records:
                 raise KeysError(f"no certificate {who} was issued in {self.directory}; see: fedbus keys list")
             fresh = tuple(one for one in records if one.revoked_at is None)
@@ -237,10 +238,14 @@ class Authority:
             new_key = _new_key(algorithm)
             new = self._new_ca(common_name, new_key, days)
             others = load_certificates(self.certificate_path, "CA certificate")
-            # The old key gets its second name before ca.key is replaced, and the new one is trusted before it signs.
+            # Both keys get a name of their own before ca.key is replaced, and the new CA is trusted before it signs.
+            # Stopped in between, the new CA is one more whose key is here.
+            spare = self.directory / f"ca.key.{_hex(new.serial_number)}"
             _write_key(self.directory / f"ca.key.{_hex(current.serial_number)}", key)
+            _write_key(spare, new_key)
             _write_certificates(self.certificate_path, [new, *others])
             _write_key(self.key_path, new_key)
+            spare.unlink()
             self._write_crl(CRL_DAYS)
             return self.certificate_path
 

@@ -273,8 +273,12 @@ def load_certificates(path: Path, what: str) -> list[x509.Certificate]:
         raise KeysError(f"cannot use {what} {path}: it holds no certificate in PEM form ({error})") from error
 
 
-def allowed_hash(algorithm: hashes.HashAlgorithm | None, key: object) -> bool:
-    """Whether a certificate or list signed with *key* over *algorithm* is strong enough: SHA-256 or better."""
+def allowed_hash(signed: x509.Certificate | x509.CertificateRevocationList, key: object) -> bool:
+    """Whether what the CA's *key* has *signed* is signed with SHA-256 or better."""
+    try:
+        algorithm = signed.signature_hash_algorithm
+    except UnsupportedAlgorithm:
+        return False
     if algorithm is None:  # Ed25519 brings its own
         return isinstance(key, ed25519.Ed25519PublicKey)
     return isinstance(algorithm, _GOOD_HASHES)
@@ -351,7 +355,7 @@ def _issued(authority: TrustedAuthority, found: x509.CertificateRevocationList) 
         return False
     key = authority.certificate.public_key()
     try:
-        return allowed_hash(found.signature_hash_algorithm, key) and found.is_signature_valid(key)  # type: ignore[arg-type]
+        return allowed_hash(found, key) and found.is_signature_valid(key)  # type: ignore[arg-type]
     except (InvalidSignature, UnsupportedAlgorithm, TypeError, ValueError):
         return False
 

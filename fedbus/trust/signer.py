@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from fedbus.clock import Clock, SystemClock
-from fedbus.errors import KeysError
+from fedbus.errors import KeysError, TrustError
 from fedbus.trust.expiry import Expiry, ExpiryAlarms, stamp
 from fedbus.trust.files import file_mark
 from fedbus.trust.keyring import PrivateKey, load_certificates, load_private_key
-from fedbus.trust.names import URI_PREFIX
+from fedbus.trust.leaf import leaf_name
 
 log = logging.getLogger(__name__)
 
@@ -117,11 +119,15 @@ class Signer:
     def _load(self) -> _Pair:
         key = load_private_key(self._key_path)
         certificate = load_matching_certificate(self._certificate_path, key, self._key_path)
-        names = certificate_names(certificate)
-        if names != [self.name]:
+        der = certificate.public_bytes(serialization.Encoding.DER)
+        try:
+            name = leaf_name(certificate, hashlib.sha256(der).hexdigest())
+        except TrustError as error:
+            raise KeysError(f"cannot sign with {self._certificate_path}: {error}") from error
+        if name != self.name:
             raise KeysError(
-                f"certificate {self._certificate_path} is for {', '.join(names) or 'no endpoint'}, not for "
-                f"{self.name}; issue one: fedbus keys issue {self.name}"
+                f"certificate {self._certificate_path} is for {name}, not for {self.name}; issue one: "
+                f"fedbus keys issue {self.name}"
             )
         not_before = certificate.not_valid_before_utc.timestamp()
         expires_at = certificate.not_valid_after_utc.timestamp()
@@ -130,7 +136,7 @@ class Signer:
                 f"certificate {self._certificate_path} has expired at {stamp(expires_at)}; issue a new one: "
                 f"fedbus keys rotate {self.name}"
             )
-        return _Pair(certificate.public_bytes(serialization.Encoding.DER), _sign_with(key), not_before, expires_at)
+        return _Pair(der, _sign_with(key), not_before, expires_at)
 
 
 def load_matching_certificate(path: Path, key: PrivateKey, key_path: Path) -> x509.Certificate:
@@ -144,19 +150,12 @@ def load_matching_certificate(path: Path, key: PrivateKey, key_path: Path) -> x5
     """
     wanted = key.public_key()
     for certificate in load_certificates(path, "certificate"):
-        if certificate.public_key() == wanted:
-            return certificate
+        try:
+            if certificate.public_key() == wanted:
+                return certificate
+        except (ValueError, UnsupportedAlgorithm):
+            continue
     raise KeysError(f"certificate {path} does not belong to private key {key_path}; copy both of one pair")
-
-
-def certificate_names(certificate: x509.Certificate) -> list[str]:
-    """The endpoints that *certificate* names (URIs `fedbus:NAME` of its subject alternative name)."""
-    try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (x509.ExtensionNotFound, ValueError):
-        return []
-    uris = names.get_values_for_type(x509.UniformResourceIdentifier)
-    return [uri.removeprefix(URI_PREFIX) for uri in uris if uri.startswith(URI_PREFIX)]
 
 
 def _sign_with(key: PrivateKey) -> Callable[[bytes], bytes]:

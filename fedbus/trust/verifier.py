@@ -13,40 +13,24 @@ from collections.abc import Callable
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID
 
 from fedbus.clock import Clock, SystemClock
 from fedbus.errors import Reason, TrustError
 from fedbus.trust.cache import GenerationCache
 from fedbus.trust.expiry import stamp
 from fedbus.trust.keyring import Keyring, TrustedAuthority, allowed_hash
-from fedbus.trust.names import URI_PREFIX, is_name
+from fedbus.trust.leaf import leaf_name, verify_with
 from fedbus.trust.policy import Policy
 
 MAX_CERTIFICATE_BYTES = 8 * 1024  # one leaf has about 600; nothing larger is parsed
 MAX_SIGNATURE_BYTES = 256
-ED25519_SIGNATURE_BYTES = 64
-MAX_P256_SIGNATURE_BYTES = 72  # DER of two integers of 33 bytes at most
 
 SKEW = 300.0  # seconds by which the clocks of two hosts may differ
 
 _SYSTEM_CLOCK = SystemClock()
-_ECDSA = ec.ECDSA(hashes.SHA256())
 _CACHED_CERTIFICATES = 1024
 _CACHED_REFUSALS = 1024
 _CACHED_SIGNATURES = 4096
-_KNOWN_EXTENSIONS = frozenset(
-    {
-        ExtensionOID.BASIC_CONSTRAINTS,
-        ExtensionOID.KEY_USAGE,
-        ExtensionOID.EXTENDED_KEY_USAGE,
-        ExtensionOID.SUBJECT_ALTERNATIVE_NAME,
-        ExtensionOID.SUBJECT_KEY_IDENTIFIER,
-        ExtensionOID.AUTHORITY_KEY_IDENTIFIER,
-    }
-)
 
 
 class Identity:
@@ -221,12 +205,12 @@ class Verifier:
         certificate = x509.load_der_x509_certificate(der)
         fingerprint = hashlib.sha256(der).hexdigest()
         authority = self._issuer(certificate, fingerprint)
-        name = _leaf_name(certificate, fingerprint)
-        verify = _verify_with(certificate, name)
+        name = leaf_name(certificate, fingerprint)
+        verify = verify_with(certificate, name)
         not_before = certificate.not_valid_before_utc.timestamp()
         not_after = certificate.not_valid_after_utc.timestamp()
         serial = certificate.serial_number
-        if authority.crl is not None and serial in authority.crl.revoked:
+        if self.keyring.options.crl is not None and (authority.crl is None or serial in authority.crl.revoked):
             holds = (math.inf, -math.inf)  # look at it each time, as the answer depends on the time asked for
         else:
             holds = (
@@ -242,15 +226,15 @@ class Verifier:
             if authority.certificate.subject != certificate.issuer:
                 continue
             named = True
-            try:
-                certificate.verify_directly_issued_by(authority.certificate)
-            except (InvalidSignature, UnsupportedAlgorithm, ValueError, TypeError):
-                continue
-            if not allowed_hash(certificate.signature_hash_algorithm, authority.certificate.public_key()):
+            if not allowed_hash(certificate, authority.certificate.public_key()):
                 raise TrustError(
                     Reason.ALGORITHM,
                     f"certificate {fingerprint[:16]} is signed with a hash weaker than SHA-256; issue it again",
                 )
+            try:
+                certificate.verify_directly_issued_by(authority.certificate)
+            except (InvalidSignature, UnsupportedAlgorithm, ValueError, TypeError):
+                continue
             return authority
         how = "its signature is of none of them, though it names one" if named else "its issuer is none of them"
         raise TrustError(
@@ -293,98 +277,11 @@ class Verifier:
                 f"{who} was revoked at {stamp(revocation.at)} ({revocation.reason}); issue a new one: "
                 f"fedbus keys rotate {identity.name}",
             )
-        if now > self.keyring.crl_until(authority):
+        # Without any list there is only the grace after a start, which is a matter of today and not of *now*.
+        if (self._wall() if crl is None else now) > self.keyring.crl_until(authority):
             state = "no list is known" if crl is None else f"the list has expired at {stamp(crl.next_update)}"
             raise TrustError(
                 Reason.CRL,
                 f"cannot tell whether {who} is revoked: of its CA {authority.name} {state}; renew "
                 f"{self.keyring.options.crl}: fedbus keys crl",
             )
-
-
-def _refuse(fingerprint: str, problem: str) -> TrustError:
-    return TrustError(
-        Reason.CERTIFICATE,
-        f"certificate {fingerprint[:16]} {problem}; issue one for an endpoint: fedbus keys issue NAME",
-    )
-
-
-def _leaf_name(certificate: x509.Certificate, fingerprint: str) -> str:
-    """The one endpoint that *certificate* is for.
-
-    Raises:
-        TrustError: ``Reason.CERTIFICATE``: it is a CA, is not for signing on the bus, or names none, several or an
-            ill-formed endpoint.
-    """
-    names: list[str] = []
-    client = False
-    signs = False
-    for extension in certificate.extensions:
-        value = extension.value
-        if isinstance(value, x509.BasicConstraints):
-            if value.ca:
-                raise _refuse(fingerprint, "is of a CA and may not sign messages")
-        elif isinstance(value, x509.KeyUsage):
-            if value.key_cert_sign or value.crl_sign:
-                raise _refuse(fingerprint, "may sign certificates and so may not sign messages")
-            signs = value.digital_signature
-        elif isinstance(value, x509.ExtendedKeyUsage):
-            client = ExtendedKeyUsageOID.CLIENT_AUTH in value
-        elif isinstance(value, x509.SubjectAlternativeName):
-            uris = value.get_values_for_type(x509.UniformResourceIdentifier)
-            names = [uri.removeprefix(URI_PREFIX) for uri in uris if uri.startswith(URI_PREFIX)]
-        elif extension.critical and extension.oid not in _KNOWN_EXTENSIONS:
-            raise _refuse(fingerprint, f"has the unknown critical extension {extension.oid.dotted_string}")
-    if not signs:
-        raise _refuse(fingerprint, "lacks the key usage digitalSignature")
-    if not client:
-        raise _refuse(fingerprint, "lacks the extended key usage clientAuth")
-    if len(names) != 1:
-        raise _refuse(fingerprint, f"names {len(names)} endpoints ({URI_PREFIX}NAME), and not exactly one")
-    name = names[0]
-    if not is_name(name):
-        raise _refuse(fingerprint, f"names {name[:80]!a}, which is no endpoint's name")
-    common = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-    if len(common) > 1 or any(one.value != name for one in common):
-        raise _refuse(fingerprint, f"names {name} and, as its common name, something else")
-    return name
-
-
-def _verify_with(certificate: x509.Certificate, name: str) -> Callable[[bytes, bytes], bool]:
-    """The function that verifies signatures of *certificate*'s key, which decides the algorithm.
-
-    Raises:
-        TrustError: ``Reason.ALGORITHM``: a key that is neither P-256 nor Ed25519.
-    """
-    key = certificate.public_key()
-    if isinstance(key, ed25519.Ed25519PublicKey):
-        verify_ed25519 = key.verify
-
-        def verify(signature: bytes, statement: bytes) -> bool:
-            if len(signature) != ED25519_SIGNATURE_BYTES:
-                return False
-            try:
-                verify_ed25519(signature, statement)
-            except InvalidSignature:
-                return False
-            return True
-
-        return verify
-    if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1):
-        verify_ecdsa = key.verify
-
-        def verify(signature: bytes, statement: bytes) -> bool:
-            if len(signature) > MAX_P256_SIGNATURE_BYTES:
-                return False
-            try:
-                verify_ecdsa(signature, statement, _ECDSA)
-            except InvalidSignature:
-                return False
-            return True
-
-        return verify
-    raise TrustError(
-        Reason.ALGORITHM,
-        f"the certificate of {name} has a key that is neither ECDSA P-256 nor Ed25519; issue one that has: "
-        f"fedbus keys rotate {name}",
-    )
