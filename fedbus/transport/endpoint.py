@@ -11,7 +11,7 @@ from typing import Literal
 
 from fedbus.errors import BindError, ConfigError
 
-NAME_PATTERN = r"[a-z0-9_-]+(\.[a-z0-9_-]+)+"
+NAME_PATTERN = r"[a-z0-9][a-z0-9_-]*(\.[a-z0-9][a-z0-9_-]*)+"  # as in a certificate: fedbus/trust/names.py
 NAME_LIMIT = 64  # an X.509 common name holds no more (ub-common-name of RFC 5280)
 _NAME = re.compile(NAME_PATTERN)
 _HOST = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_]([A-Za-z0-9_-]{0,62}))*\.?")
@@ -106,9 +106,6 @@ class Address:
         if self.scheme == "ipc":
             return f"ipc://{self.path}"
         return f"tcp://[{self.host}]:{self.port}" if self.is_ipv6 else f"tcp://{self.host}:{self.port}"
-
-    def __hash__(self) -> int:
-        return hash(str(self))
 
 
 def bind_address(address: str, *, endpoint: str) -> str:
