@@ -5,6 +5,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import sha256
+from uuid import UUID
 
 import msgspec
 import orjson
@@ -14,7 +16,7 @@ from fedbus.wire.parcel import CERTIFICATE_BYTES, SIGNATURE_BYTES, VERSION
 
 BEAT_CONTEXT = b"fedbus beat 1\0"
 MARK = b"\x02"  # topics begin with a letter, digit, '_' or '-', so no filter meets this byte
-BEAT_BYTES = 256 * 1024
+BEAT_BYTES = 512 * 1024  # a thousand topics of the greatest length, and room
 
 _LENGTH = struct.Struct(">H")
 
@@ -50,7 +52,7 @@ class Beat:
 
     def statement(self) -> bytes:
         """Return the bytes that the signature must cover."""
-        return BEAT_CONTEXT + self.payload
+        return beat_statement(self.certificate, self.payload)
 
     def head_below(self, prefix: str) -> int:
         """Return the last sequence that the beat names below the topic *prefix*, 0 where it names none."""
@@ -62,10 +64,15 @@ class Beat:
         )
 
 
+def beat_statement(certificate: bytes, payload: bytes) -> bytes:
+    """Return the bytes that a beat's signature covers; the certificate for the reason that a seal covers it."""
+    return BEAT_CONTEXT + sha256(certificate).digest() + payload
+
+
 def encode(facts: BeatFacts, *, sign: Callable[[bytes], bytes], certificate: bytes) -> bytes:
     """Sign and lay out one beat."""
     payload = orjson.dumps(msgspec.structs.asdict(facts))
-    signature = sign(BEAT_CONTEXT + payload)
+    signature = sign(beat_statement(certificate, payload))
     return b"".join(
         (
             MARK,
@@ -116,6 +123,23 @@ def decode(frame: bytes) -> Beat:
         raise WireError(Reason.JSON, f"the beat's payload: {error}") from None
     if frame[1:end] != facts.endpoint.encode("utf-8", "replace"):
         raise WireError(Reason.TOPIC_MISMATCH, "the beat's frame names another endpoint than its payload")
-    if not (0 <= facts.window <= facts.head and 1 <= facts.start <= facts.head + 1):
+    if not _consistent(facts):
         raise WireError(Reason.MALFORMED, "the beat's numbers contradict each other")
+    try:
+        canonical = str(UUID(facts.epoch)) == facts.epoch
+    except ValueError:
+        canonical = False
+    if not canonical:
+        raise WireError(Reason.EPOCH, f"the beat's epoch {facts.epoch[:80]!r} is not a UUID in canonical form")
     return Beat(facts, payload, signature, certificate)
+
+
+def _consistent(facts: BeatFacts) -> bool:
+    heads = facts.topics.values()
+    return (
+        0 <= facts.window <= facts.head < 2**63
+        and 1 <= facts.start <= facts.head + 1
+        and (not heads or (facts.window < min(heads) and max(heads) <= facts.head))
+        and 0 <= facts.sent_at_ms < 2**63
+        and 0 < facts.interval_ms < 2**63
+    )

@@ -12,7 +12,9 @@ from fedbus.errors import Reason, WireError
 from fedbus.model.limits import Limits
 from fedbus.wire import strict
 
-_TIME = re.compile(r"\d{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01])T(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d\.\d{6}Z\Z")
+_TIME = re.compile(
+    r"\d{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01])T(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d\.\d{6}Z\Z", re.ASCII
+)
 _REQUIRED = ("specversion", "id", "source", "type", "time", "datacontenttype", "epoch", "sequence", "data")
 
 
@@ -67,7 +69,7 @@ def decode(envelope: bytes, *, topic: str, source: str, epoch: str, limits: Limi
     attributes = strict.decode(envelope, limits)
     try:
         if attributes["type"] != topic:
-            raise WireError(Reason.TOPIC_MISMATCH, f"an envelope of type {attributes['type']!r} under topic {topic!r}")
+            raise WireError(Reason.TOPIC_MISMATCH, f"/type is {attributes['type']!r}, the topic {topic!r}")
         if attributes["source"] != source:
             raise WireError(Reason.ENVELOPE, f"/source is {attributes['source']!r}, the seal says {source!r}")
         if attributes["epoch"] != epoch:

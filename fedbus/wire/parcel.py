@@ -25,6 +25,7 @@ MAX_SIZE = 65536  # messages in one batch
 _PLACE = struct.Struct(">16sQIII")  # epoch, first, size, start, count
 _LENGTH = struct.Struct(">H")
 _LEVEL = struct.Struct(">QI")  # prior, inside
+_SEQUENCES = 2**63  # a sequence stays below, so that it fits a signed 64-bit integer in every language and store
 
 
 class Level(NamedTuple):
@@ -74,7 +75,9 @@ class Parcel:
             WireError: The path does not fit the parcel's place in the tree.
         """
         root = merkle.climb(self.leaves() if leaves is None else leaves, self.start, self.size, self.path)
-        return seal_statement(self.endpoint.encode("ascii"), UUID(self.epoch).bytes, self.first, self.size, root)
+        return seal_statement(
+            self.endpoint.encode("ascii"), UUID(self.epoch).bytes, self.first, self.size, root, self.certificate
+        )
 
     def single(self, index: int) -> bytes:
         """Return a parcel that holds only message *index* of this one and verifies alone."""
@@ -97,9 +100,23 @@ def leaf_prefix(topic: bytes, chain: bytes) -> bytes:
     return b"\0" + topic + b"\0" + chain
 
 
-def seal_statement(endpoint: bytes, epoch: bytes, first: int, size: int, root: bytes) -> bytes:
-    """Return the bytes that are signed once for a batch."""
-    return SEAL_CONTEXT + bytes((len(endpoint),)) + endpoint + epoch + struct.pack(">QI", first, size) + root
+def seal_statement(endpoint: bytes, epoch: bytes, first: int, size: int, root: bytes, certificate: bytes) -> bytes:
+    """Return the bytes that are signed once for a batch.
+
+    The certificate is among them because X.509 does not protect all of its own bytes: the count of unused bits in
+    front of the CA's signature can often be changed, and the certificate still verifies.
+    """
+    return b"".join(
+        (
+            SEAL_CONTEXT,
+            bytes((len(endpoint),)),
+            endpoint,
+            epoch,
+            struct.pack(">QI", first, size),
+            root,
+            sha256(certificate).digest(),
+        )
+    )
 
 
 def chain_block(entries: Sequence[tuple[int, int]]) -> bytes:
@@ -150,6 +167,8 @@ def decode(frame: bytes, *, parcel_bytes: int) -> Parcel:
     Raises:
         WireError: The frame is larger than *parcel_bytes*, of an unknown version, or not laid out as specified.
     """
+    if not frame:
+        raise WireError(Reason.FRAMES, "an empty frame")
     if len(frame) > parcel_bytes:
         raise WireError(Reason.OVERSIZE, f"a parcel of {len(frame)} bytes where the limit is {parcel_bytes}")
     end = frame.find(b"\0", 0, 257)
@@ -178,7 +197,14 @@ def _decode(frame: bytes, topic: str, at: int) -> Parcel:
     endpoint = frame[at - length : at].decode("ascii")
     epoch, first, size, start, count = _PLACE.unpack_from(frame, at)
     at += _PLACE.size
-    if not endpoint or not first or not 0 < size <= MAX_SIZE or not count or start + count > size:
+    if (
+        not endpoint
+        or not first
+        or not 0 < size <= MAX_SIZE
+        or first + size > _SEQUENCES
+        or not count
+        or start + count > size
+    ):
         raise WireError(Reason.MALFORMED, "the parcel's place in its batch is impossible")
     (length,) = _LENGTH.unpack_from(frame, at)
     at += 2 + length
@@ -200,6 +226,12 @@ def _decode(frame: bytes, topic: str, at: int) -> Parcel:
     at += 1 + length
     chain = frame[at - length : at]
     hashes = frame[at]
+    most = size
+    for prior, inside in _LEVEL.iter_unpack(chain):
+        # deeper levels hold no more than those around them, and this parcel is inside all of them
+        if prior >= first or not count <= inside <= most:
+            raise WireError(Reason.MALFORMED, "the chain contradicts the parcel's place in its batch")
+        most = inside
     at += 1
     end = at + hashes * merkle.HASH_BYTES
     path = tuple([frame[place : place + merkle.HASH_BYTES] for place in range(at, end, merkle.HASH_BYTES)])
@@ -259,7 +291,7 @@ def seal(
     rows = merkle.levels(leaves)
     size = len(leaves)
     batch_head = head(endpoint, epoch, first, size)
-    signature = sign(seal_statement(endpoint, epoch, first, size, rows[-1][0]))
+    signature = sign(seal_statement(endpoint, epoch, first, size, rows[-1][0], certificate))
     parcels: list[tuple[int, str, bytes]] = []
     start = 0
     for group in groups:

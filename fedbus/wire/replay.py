@@ -16,6 +16,7 @@ from fedbus.errors import MessageError, Reason, WireError
 from fedbus.model.topic import TopicFilter
 
 REQUEST_BYTES = 64 * 1024
+FACT_BYTES = 2**20  # one START, END or ERROR
 MAX_FILTERS = 256
 _HEADER = struct.Struct(">BI")
 
@@ -131,7 +132,16 @@ def decode_fact(kind: Kind, frame: bytes) -> Start | End | Failure:
     """Take the second frame of a START, END, or ERROR apart."""
     decoders: dict[Kind, msgspec.json.Decoder[Start] | msgspec.json.Decoder[End] | msgspec.json.Decoder[Failure]]
     decoders = {Kind.START: _start, Kind.END: _end, Kind.ERROR: _failure}
+    if len(frame) > FACT_BYTES:
+        raise WireError(Reason.OVERSIZE, f"a replay answer of {len(frame)} bytes where the limit is {FACT_BYTES}")
     try:
-        return decoders[kind].decode(frame)
+        fact = decoders[kind].decode(frame)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError) as error:
         raise WireError(Reason.JSON, f"a replay answer: {error}") from None
+    if isinstance(fact, Start) and not 0 <= fact.after < 2**63:
+        raise WireError(Reason.MALFORMED, "a replay answer begins at an impossible sequence")
+    if isinstance(fact, End) and not (
+        0 <= fact.through < 2**63 and all(0 < first <= last < 2**63 for first, last in fact.lost)
+    ):
+        raise WireError(Reason.MALFORMED, "a replay answer ends at an impossible sequence")
+    return fact

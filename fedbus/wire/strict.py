@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from enum import Enum
 from typing import Any, NoReturn
 
 import orjson
@@ -19,8 +20,11 @@ from fedbus.errors import MessageError, Reason, WireError
 from fedbus.model.limits import Limits
 
 _STRICT_INTEGER = orjson.OPT_STRICT_INTEGER
+_PLAIN = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME  # neither comes back as what it was
+ENVELOPE_MEMBERS = 11  # members of an envelope besides what its body holds: nine attributes and two optional ones
 _INT_MIN, _INT_MAX = -(2**63), 2**63 - 1
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+# possessive, and the closing quote may be missing: so it never goes back, however the quotes of bad input stand
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _BRACKET = re.compile(rb"[][{}]")
 _LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
@@ -39,6 +43,7 @@ def decode(data: bytes, limits: Limits) -> dict[str, Any]:
         # a key can only be too long, or the members too many, in a message longer than the smaller limit
         if (
             len(data) <= limits.key_bytes
+            and len(data) <= limits.members
             and b"\\" not in data
             and data.count(b"{") + data.count(b"[") <= limits.nesting
             and orjson.dumps(value, None, _STRICT_INTEGER) == data
@@ -61,11 +66,11 @@ def encode(body: object, limits: Limits) -> bytes:
         raise MessageError(Reason.JSON, f"a message's body is a JSON object (a dict), not {type(body).__name__}")
     walk = False
     try:
-        data = orjson.dumps(body, None, _STRICT_INTEGER)
+        data = orjson.dumps(body, None, _STRICT_INTEGER | _PLAIN)
     except orjson.JSONEncodeError:
         walk = True
         try:
-            data = orjson.dumps(body)
+            data = orjson.dumps(body, None, _PLAIN)
         except orjson.JSONEncodeError as error:
             reason = Reason.TEXT if "surrogate" in str(error) else Reason.JSON
             reason = Reason.NUMBER if "Integer" in str(error) else reason
@@ -77,20 +82,23 @@ def encode(body: object, limits: Limits) -> bytes:
     if (
         walk
         or len(data) > limits.key_bytes
+        or len(data) + ENVELOPE_MEMBERS > limits.members
         or b"\\" in data
         or b"null" in data
         or data.count(b"{") + data.count(b"[") >= limits.nesting
     ):
         try:
-            check_value(body, limits, level=2)
+            check_value(body, limits, level=2, members=ENVELOPE_MEMBERS)
         except WireError as error:
             raise MessageError(error.reason, f"the body cannot be published: {error}") from None
     return data
 
 
-def check_value(value: object, limits: Limits, *, level: int = 1) -> None:
-    """Raise WireError unless *value* keeps to *limits* and to what 64 bits and JSON's text hold."""
-    members = 0
+def check_value(value: object, limits: Limits, *, level: int = 1, members: int = 0) -> None:
+    """Raise WireError unless *value* keeps to *limits* and to what 64 bits and JSON's text hold.
+
+    It stands at nesting *level*, beside *members* that are counted with its own.
+    """
     todo: list[tuple[object, int]] = [(value, level)]
     while todo:
         one, depth = todo.pop()
@@ -104,6 +112,8 @@ def check_value(value: object, limits: Limits, *, level: int = 1) -> None:
         elif isinstance(one, float):
             if not math.isfinite(one):
                 raise WireError(Reason.NUMBER, f"{one} is not a JSON number")
+        elif isinstance(one, Enum):  # which orjson writes as its value
+            todo.append((one.value, depth))
         elif isinstance(one, (dict, list, tuple)):
             if depth > limits.nesting:
                 raise WireError(Reason.NESTING, f"nested deeper than {limits.nesting} levels")
