@@ -30,7 +30,8 @@ lint: install  ## ruff and mypy --strict
 	$(BIN)/mypy
 
 bench: install  ## measure, beside raw pyzmq and peers (QUICK=1: two minutes)
-	$(BIN)/python -m bench $(if $(QUICK),--quick)
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	$(BIN)/python -m bench $(if $(QUICK),--quick) $(BENCH_FLAGS)
 
 docs: install  ## build the documentation into doc/_build/html
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'

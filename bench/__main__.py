@@ -38,10 +38,10 @@ class Job:
 
 # Neighbours are compared with each other, so the yardstick stands between what is divided by it.
 JOBS = (
-    Job(module="bench.fedmsg", rows=("peer/fedmsg", "cpu/fedmsg")),
+    Job(module="bench.fedmsg", rows=("peer/fedmsg", "peer/fedmsg-as-shipped", "cpu/fedmsg")),
     Job(module="bench.rabbitmq", rows=("peer/rabbitmq", "cpu/rabbitmq"), quick_runs=1),
     Job(module="bench.nats_jetstream", rows=("peer/nats-jetstream", "cpu/nats-jetstream")),
-    Job(module="bench.fedbus", rows=("e2e/fedbus", "memory", "cpu/fedbus")),
+    Job(module="bench.fedbus", rows=("e2e/fedbus", "e2e/fedbus-8-topics", "memory", "cpu/fedbus")),
     Job(module="bench.raw", rows=("e2e/raw", "cpu/raw")),
     Job(module="bench.replay", rows=("replay",)),
     Job(module="bench.disk", rows=("disk",)),
@@ -128,9 +128,9 @@ def main(arguments: Sequence[str]) -> int:
                     session.say(f"[{elapsed:4.0f} s] round {number + 1} of {session.runs}: {name}")
                     try:
                         importlib.import_module(job.module).measure(session)
-                    except Skip as reason:
-                        session.skipped[name] = str(reason)
-                        session.say(f"    SKIPPED: {reason}")
+                    except Skip as skip:
+                        session.skipped[name] = str(skip)
+                        session.say(f"    SKIPPED: {skip}")
                     except (BenchError, ImportError) as error:
                         failed[name] = str(error)
                         session.say(f"    FAILED: {error}")

@@ -79,7 +79,7 @@ def _environment(session: Any) -> Path:
 
 
 def _make_keys(folder: Path) -> None:
-    """A throw-away authority, a service's RSA-2048 key and an empty revocation list, as fedmsg's own tools make them."""
+    """A throw-away authority, a service's RSA-2048 key and an empty revocation list."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import rsa
@@ -152,13 +152,14 @@ def produce(line: Line, settings: dict[str, Any]) -> dict[str, Any]:
     import zmq
     from fedmsg.crypto import x509_ng
 
-    bind = zmq.Socket.bind
+    socket_class: Any = zmq.Socket
+    bind = socket_class.bind
 
     def bind_to_loopback(publisher: Any, address: str) -> Any:
         publisher.setsockopt(zmq.SNDHWM, 0)  # no limit: at the default of 1000 it drops silently when it is ahead
         return bind(publisher, address.replace("tcp://*", "tcp://127.0.0.1"))
 
-    zmq.Socket.bind = bind_to_loopback
+    socket_class.bind = bind_to_loopback
     if settings["cached"]:
         serialization = x509_ng.serialization
         load = functools.lru_cache(serialization.load_pem_private_key)

@@ -127,7 +127,7 @@ class Outcome:
     @property
     def rate(self) -> float:
         """Messages a second: those measured / (last received - first published)."""
-        taken = self.consumer["last_ns"] - self.producer["first_ns"]
+        taken = float(self.consumer["last_ns"] - self.producer["first_ns"])
         return float(self.consumer["count"]) * 1e9 / taken
 
     @property
@@ -150,6 +150,7 @@ class Session:
     skipped: dict[str, str] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
     round: int = 0
+    _kept: dict[str, Path] = field(default_factory=dict)
     _logs: int = 0
 
     def say(self, text: str) -> None:
@@ -173,6 +174,19 @@ class Session:
             yield path
         finally:
             shutil.rmtree(path, ignore_errors=True)
+
+    def kept(self, name: str, make: Callable[[Path], None]) -> Path:
+        """A folder that *make* fills when it is first asked for, and that stays until the end of the run."""
+        if name not in self._kept:
+            path = self.stack.enter_context(self.scratch(name))
+            make(path)
+            self._kept[name] = path
+        return self._kept[name]
+
+    def figure(self, name: str) -> float | None:
+        """What was recorded under *name* in this round."""
+        _, samples = self.figures.get(name, ("", {}))
+        return samples.get(self.round)
 
     @contextlib.contextmanager
     def worker(
