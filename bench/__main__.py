@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import importlib
 import json
+import os
 import resource
 import shutil
 import signal
@@ -103,7 +104,8 @@ def main(arguments: Sequence[str]) -> int:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 65_536)), hard))
     WORK.mkdir(exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="run-", dir=WORK))
+    _sweep()
+    folder = Path(tempfile.mkdtemp(prefix=f"run-{os.getpid()}-", dir=WORK))
     started = time.monotonic()
     failed: dict[str, str] = {}
     try:
@@ -149,6 +151,14 @@ def main(arguments: Sequence[str]) -> int:
     for name, reason in failed.items():
         print(f"FAILED {name}: {reason}")
     return 1 if failed else 0
+
+
+def _sweep() -> None:
+    """Remove the folders of runs whose process was killed."""
+    for left in WORK.glob("run-*"):
+        pid = left.name.split("-")[1]
+        if pid.isdigit() and not Path("/proc", pid).exists():
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _stop(_signal: int, _frame: FrameType | None) -> None:
