@@ -111,7 +111,7 @@ class CursorStore:
             )
 
     def delete(self, name: str, token: int = 0) -> bool:
-        """Forget the places of cursor *name*; whether there were any. Its token stays known, so a late holder is fenced.
+        """Forget the places of cursor *name*; whether there were any. Its token stays known: a late holder is fenced.
 
         Raises:
             Fenced: A holder of a higher token has saved this cursor.

@@ -414,8 +414,9 @@ class Journal(_Reading):
     """The one writer of a journal, and a reader of it.
 
     ``append``, ``retain``, ``sync`` and ``close`` may be called from any thread, and take turns; reads go on meanwhile.
-    ``heads`` maps each topic to its last sequence, also of messages that retention has removed: the *n*-th message of
-    a batch, counted over its records in their order, has the sequence ``first + n``. Read it, never change it.
+    ``heads`` maps each topic to its last sequence, also of messages that retention has removed. Messages are counted
+    over the records of a batch in their order; where a publisher numbers them otherwise within the batch, the head is
+    another sequence of the same batch, which is as good, since readers advance by whole batches. Never change it.
     ``cut`` is how many bytes of a torn batch were cut off when the journal was opened.
     """
 
@@ -537,7 +538,7 @@ class Journal(_Reading):
 
     def _set_aside(self, segments: list[_Segment], why: str) -> list[_Segment]:
         for segment in segments:
-            aside = segment.path.with_suffix(".aside")
+            aside = segment.path.with_suffix(f".{uuid_utils.uuid7()}.aside")
             log.error("%s is a segment %s; renamed to %s", segment.path, why, aside.name)
             segment.path.rename(aside)
         return []
@@ -550,6 +551,7 @@ class Journal(_Reading):
         data = file.read(0, file.size())
         header = decode_header(data)
         index = Index(active.base, header_end(data))
+        fixed = decode_fixed(data)
         sound = header is not None
         for batch in survey(data, index.offsets[0], active.base):
             if (batch.start, batch.first - 1) != index.tip:
@@ -562,7 +564,10 @@ class Journal(_Reading):
             # all there, but not as it was written: it may have been acknowledged, so its numbers are spent
             sound = False
             last += claimed
-        vanished = sound and active.sidecar(".index").exists()
+        hollow = not sound and last < active.base  # a header is synced before its file gets its name: no tear does this
+        vanished = (sound and active.sidecar(".index").exists()) or (
+            hollow and (fixed is None or fixed.data_start != len(data))
+        )
         if sound and not vanished:
             if end < len(data):
                 self.cut = len(data) - end
@@ -575,10 +580,12 @@ class Journal(_Reading):
             self.head = self.synced = last
             return
         os.fdatasync(file.fd)
+        if hollow:
+            self._set_aside([segments.pop()], "of which nothing can be read")
         if vanished:
-            # it was closed, so there was a newer one: its numbers must not be given out a second time
+            # how many messages there were nobody knows: their numbers must not be given out a second time
             log.error(
-                "the segment after %s has vanished; the next message gets a number far ahead, and readers are told "
+                "the newest messages after %s have vanished; the next message gets a number far ahead, and readers are told "
                 "that what lies between is lost",
                 active.path,
             )
@@ -726,8 +733,7 @@ class Journal(_Reading):
 
     def _roll(self) -> None:
         """Close the active segment, go on in a new one, and let retention take what it may."""
-        if not self._roll_next:
-            self._sync_active()
+        self._sync_active()
         closed = self._segments[-1]
         if self.head < closed.base:
             # nothing in it yet, so the new file takes its name and place; the old descriptor goes with it
@@ -760,12 +766,14 @@ class Journal(_Reading):
         active = self._segments[-1]
         data = self._file.read(end, self._end - end)
         batches = list(survey(data, 0, last + 1, self.head))
-        if (
-            not batches
-            or batches[-1].last != self.head
-            or sum(batch.end - batch.start for batch in batches) != len(data)
-        ):
-            log.error("%s: messages %d to %d cannot be read back after a failed sync", active.path, last + 1, self.head)
+        if sum(batch.size for batch in batches) != self.head - last:
+            log.error(
+                "%s: messages %d to %d cannot all be read back after a failed sync", active.path, last + 1, self.head
+            )
+            assert active.index is not None
+            active.index.distrust()
+            self._begin_segment(self.head + 1, self.heads)
+            return
         heads = heads_before(list(self._segments))
         before = Index(active.base, header_end(start := self._file.read(0, end)))
         for batch in survey(start, before.offsets[0], active.base, last):
@@ -782,17 +790,14 @@ class Journal(_Reading):
             index.add_batch(batch._replace(start=batch.start + shift, end=batch.end + shift))
         self._files.drop(path)
         kept = self._segments if last >= active.base else self._segments[:-1]
-        old = self._file
         self._file = OpenFile(path, os.O_RDWR | os.O_APPEND)
         self._end = shift + len(data)
-        active.index = before
+        # the old file keeps its tail: a reader may be in the middle of it, and the new base makes it end where it should
         self._segments = (*kept, _Segment(path, last + 1, index))
         self._bookmarks.clear()
         self._safe = (self._end, self.head)
         self.synced = self.head
         self._unsafe = self._roll_next = False
-        with contextlib.suppress(OSError):
-            os.ftruncate(old.fd, end)
 
     def sync(self) -> None:
         """Make everything appended so far outlive the machine.
@@ -964,13 +969,25 @@ class JournalReader(_Reading):
         file = self._open(segment.path)
         size = file.size()
         if segment.index is None:
-            segment.index = Index(segment.base, header_end(file.read(0, size)))
+            fixed = decode_fixed(file.read(0, HEADER.size))
+            sound = fixed is not None and fixed.data_start <= size
+            segment.index = Index(segment.base, fixed.data_start if fixed is not None and sound else HEADER.size)
         index = segment.index
         end, last = index.tip
-        data = file.read(end, max(size - end, 0))
+        if size < end:
+            segment.index = None  # the writer took back a batch that it could not sync
+            self._follow(segment, ceiling)
+            return
+        data = file.read(end, size - end)
         for batch in survey(data, 0, last + 1, ceiling):
             block = len(index.times) - 1
             hole = (batch.start + end, batch.first - 1) != index.tip
+            if hole and last >= segment.base and index.whole:
+                # taken back and written anew since we looked, or damaged: only the whole file can tell
+                segment.index = None
+                self._bookmarks.clear()
+                self._follow(segment, ceiling)
+                return
             batch = batch._replace(start=batch.start + end, end=batch.end + end)
             index.add_batch(batch)
             if hole:
@@ -996,11 +1013,27 @@ def read_start(path: Path) -> bytes:
         return b""
 
 
+def read_header(path: Path) -> SegmentHeader | None:
+    """The header of a segment, None when the file is gone or its header damaged."""
+    fixed = decode_fixed(read_start(path))
+    if fixed is None:
+        return None
+    try:
+        with path.open("rb") as file:
+            return decode_header(file.read(fixed.data_start))
+    except FileNotFoundError:
+        return None
+
+
 def read_identity(directory: Path) -> tuple[str, str] | None:
     """Endpoint and epoch from ``journal.json``, None when it is missing or damaged."""
     try:
         values = json.loads((directory / "journal.json").read_bytes())
-        endpoint, epoch = values["endpoint"], values["epoch"]
+        endpoint, epoch, form = values["endpoint"], values["epoch"], values["format"]
+        if isinstance(form, int) and form > 1:
+            raise JournalError(
+                f"the journal in {directory} has format {form}; this release reads format 1: use the release that wrote it"
+            )
         if not isinstance(endpoint, str) or str(uuid.UUID(epoch)) != epoch:
             return None
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
@@ -1011,7 +1044,7 @@ def read_identity(directory: Path) -> tuple[str, str] | None:
 def identity_from(segments: list[_Segment]) -> tuple[str, str] | None:
     """Endpoint and epoch from the newest segment whose header is sound."""
     for segment in reversed(segments):
-        header = decode_header(read_whole(segment.path))
+        header = read_header(segment.path)
         if header is not None:
             return header.endpoint, header.epoch
     return None
@@ -1032,16 +1065,15 @@ def heads_before(segments: list[_Segment]) -> dict[str, int]:
     retention has removed stays unknown.
     """
     heads: dict[str, int] = {}
-    behind: list[tuple[bytes, int]] = []
-    for number in range(len(segments) - 1, -1, -1):
-        data = read_whole(segments[number].path)
-        header = decode_header(data)
-        if number < len(segments) - 1:
-            behind.append((data, number))
+    number = len(segments) - 1
+    while number >= 0:
+        header = read_header(segments[number].path)
         if header is not None:
             heads.update(header.heads)
             break
-    for data, number in reversed(behind):
+        number -= 1
+    for number in range(max(number, 0), len(segments) - 1):
+        data = read_whole(segments[number].path)
         ceiling = segments[number + 1].base - 1
         for batch in survey(data, header_end(data), segments[number].base, ceiling):
             for part in batch.parts:
