@@ -585,8 +585,8 @@ class Journal(_Reading):
         if vanished:
             # how many messages there were nobody knows: their numbers must not be given out a second time
             log.error(
-                "the newest messages after %s have vanished; the next message gets a number far ahead, and readers are told "
-                "that what lies between is lost",
+                "the newest messages after %s have vanished; the next message gets a number far ahead, and "
+                "readers are told that what lies between is lost",
                 active.path,
             )
             last += _VANISHED
@@ -792,7 +792,7 @@ class Journal(_Reading):
         kept = self._segments if last >= active.base else self._segments[:-1]
         self._file = OpenFile(path, os.O_RDWR | os.O_APPEND)
         self._end = shift + len(data)
-        # the old file keeps its tail: a reader may be in the middle of it, and the new base makes it end where it should
+        # the old file keeps its tail: a reader may be in the middle of it, and the new base says where it ends
         self._segments = (*kept, _Segment(path, last + 1, index))
         self._bookmarks.clear()
         self._safe = (self._end, self.head)
@@ -1032,7 +1032,7 @@ def read_identity(directory: Path) -> tuple[str, str] | None:
         endpoint, epoch, form = values["endpoint"], values["epoch"], values["format"]
         if isinstance(form, int) and form > 1:
             raise JournalError(
-                f"the journal in {directory} has format {form}; this release reads format 1: use the release that wrote it"
+                f"the journal in {directory} has format {form}, this release reads 1: use the release that wrote it"
             )
         if not isinstance(endpoint, str) or str(uuid.UUID(epoch)) != epoch:
             return None
@@ -1065,14 +1065,13 @@ def heads_before(segments: list[_Segment]) -> dict[str, int]:
     retention has removed stays unknown.
     """
     heads: dict[str, int] = {}
-    number = len(segments) - 1
-    while number >= 0:
-        header = read_header(segments[number].path)
-        if header is not None:
-            heads.update(header.heads)
-            break
-        number -= 1
-    for number in range(max(number, 0), len(segments) - 1):
+    sound = len(segments) - 1
+    while sound > 0 and read_header(segments[sound].path) is None:
+        sound -= 1
+    header = read_header(segments[sound].path)
+    if header is not None:
+        heads.update(header.heads)
+    for number in range(sound, len(segments) - 1):
         data = read_whole(segments[number].path)
         ceiling = segments[number + 1].base - 1
         for batch in survey(data, header_end(data), segments[number].base, ceiling):
