@@ -41,6 +41,7 @@ from fedbus.journal.segment import (
     write_atomically,
 )
 from fedbus.model.position import FencingToken
+from fedbus.model.stream import Slice
 
 __all__ = ["Journal", "JournalOptions", "JournalReader", "Record", "Slice", "SyncPolicy", "split_records"]
 
@@ -72,21 +73,6 @@ class JournalOptions:
     retain_bytes: int = 2**30  # 0: no limit; the disk used is at most this and one segment more
     retain_age: float = 7 * 86400.0  # seconds; 0: no limit
     topics: int = 10_000  # distinct topics at most
-
-
-@dataclass(frozen=True, slots=True)
-class Slice:
-    """What a read found: whole records as on disk, one after the other.
-
-    ``through`` is the last sequence that the answer covers, even where nothing matched; ask for what is after it next.
-    ``end`` says that this is the head. ``lost`` are the ranges (first, last) among the sequences asked for and covered
-    that the journal does not have: removed by retention, or damaged.
-    """
-
-    data: bytes
-    through: int
-    end: bool
-    lost: tuple[tuple[int, int], ...] = ()
 
 
 class _Segment:
