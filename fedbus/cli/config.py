@@ -1,0 +1,143 @@
+"""`fedbus config`: the merged settings, and where each value came from."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fedbus.config.files import KeyPath, dotted
+from fedbus.config.settings import Settings
+from fedbus.errors import ConfigError
+
+_EXAMPLES = """\b
+Examples:
+  fedbus config                       every value that is set, and its file and line
+  fedbus config --all                 those that are not set too, with their defaults
+  fedbus config endpoints.koji.build01.publish
+  fedbus config endpoints --json | jq
+"""
+
+_SECRET = re.compile(r"password|passphrase|secret|token|credential", re.IGNORECASE)
+_HIDDEN = "********"
+_DEFAULT = "default"
+
+
+@click.command("config", epilog=_EXAMPLES)
+@click.argument("key", required=False)
+@click.option("--json", "as_json", is_flag=True, help="The values as one JSON object.")
+@click.option("--origins", is_flag=True, help="With --json or KEY: say file and line of each value too.")
+@click.option("--all", "everything", is_flag=True, help="Show what is not set too, with its default.")
+@click.pass_context
+def config(ctx: click.Context, key: str | None, as_json: bool, origins: bool, everything: bool) -> None:
+    """Show the merged configuration, or the part of it named KEY.
+
+    Passwords, tokens and other secrets are shown as stars. Exit code 3 when the configuration cannot be used.
+    """
+    settings = Settings.load((ctx.obj or {}).get("config"))
+    rows = list(_rows(settings, everything=everything or key is not None))
+    if key is not None:
+        rows = _below(rows, key, settings)
+    if as_json:
+        click.echo(json.dumps(_tree(rows, origins=origins), indent=2, default=str))
+    elif key is not None and len(rows) == 1 and dotted(rows[0][0]) == key and not origins:
+        click.echo(_text(rows[0][1], bare=True))
+    else:
+        lines = [(f"{dotted(path)}: {_text(value)}", origin) for path, value, origin in rows]
+        width = min(60, max((len(line) for line, _ in lines), default=0))
+        for line, origin in lines:
+            click.echo(f"{line:<{width}}  # {_short(origin, settings.directory)}")
+
+
+Row = tuple[KeyPath, Any, str]
+
+
+def _rows(settings: Settings, *, everything: bool) -> Iterator[Row]:
+    """Yield each value that is no mapping, with its key and origin, in the order of the files."""
+    seen = set()
+    stack: list[tuple[KeyPath, Any]] = [((), settings.values)]
+    while stack:
+        path, value = stack.pop()
+        if isinstance(value, dict) and value:
+            stack += [((*path, key), inner) for key, inner in reversed(value.items())]
+        elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+            stack += [((*path, place), inner) for place, inner in reversed(list(enumerate(value)))]
+        elif path:
+            seen.add(path)
+            secret = any(isinstance(part, str) and _SECRET.search(part) for part in path)
+            origin = settings.origins.get(dotted(path), "")
+            if written := settings.variables.get(dotted(path)):
+                origin += f" ({written})"
+            yield path, _HIDDEN if secret and value is not None else value, origin
+    if everything:
+        for path, value in _defaults(settings):
+            if path not in seen:
+                yield path, value, _DEFAULT
+
+
+def _defaults(settings: Settings) -> Iterator[tuple[KeyPath, Any]]:
+    yield ("state",), settings.state
+    yield ("keys", "directory"), settings.keys
+    for field in dataclasses.fields(settings.keyring):
+        yield ("keys", field.name), getattr(settings.keyring, field.name)
+    sections = {
+        "journal": settings.journal,
+        "publisher": settings.publisher,
+        "subscriber": settings.subscriber,
+        "limits": settings.limits,
+        "hub": settings.hub,
+        "log": settings.log,
+    }
+    for name, section in sections.items():
+        for field in dataclasses.fields(section):
+            if (name, field.name) != ("journal", "directory"):
+                yield (name, field.name), getattr(section, field.name)
+    for name, endpoint in settings.endpoints.items():
+        for key in ("wire", "certificate", "key"):
+            yield ("endpoints", name, key), getattr(endpoint, key)
+
+
+def _below(rows: list[Row], key: str, settings: Settings) -> list[Row]:
+    found = [row for row in rows if (name := dotted(row[0])) == key or name.startswith((f"{key}.", f"{key}["))]
+    if found or key in settings.origins:
+        return found
+    known = {name for path, _, _ in rows for end in range(1, len(path) + 1) if (name := dotted(path[:end]))}
+    near = difflib.get_close_matches(key, sorted(known), n=1)
+    hint = f"did you mean {near[0]!r}?" if near else "`fedbus config --all` lists all keys"
+    raise ConfigError(f"{settings.directory}: nothing is called {key!r}; {hint}")
+
+
+def _tree(rows: list[Row], *, origins: bool) -> dict[str, Any]:
+    """Nest *rows* again; lists of mappings come out as lists."""
+    root: dict[Any, Any] = {}
+    for path, value, origin in rows:
+        place = root
+        for part in path[:-1]:
+            place = place.setdefault(part, {})
+        place[path[-1]] = {"value": value, "origin": origin} if origins else value
+    return {key: _lists(value) for key, value in root.items()}
+
+
+def _lists(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    if value and all(isinstance(key, int) for key in value):
+        return [_lists(inner) for inner in value.values()]
+    return {key: _lists(inner) for key, inner in value.items()}
+
+
+def _text(value: Any, *, bare: bool = False) -> str:
+    if isinstance(value, (str, Path)):
+        text = str(value)
+        return text if text.isprintable() and (text or bare) else json.dumps(text)
+    return json.dumps(value, default=str)
+
+
+def _short(origin: str, folder: Path) -> str:
+    return origin.removeprefix(f"{folder}/")

@@ -1,0 +1,503 @@
+"""The merged mapping, checked, to frozen options; every fault is reported, with file and line, before any is used."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib.resources
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+
+from fedbus.config.files import Document, KeyPath, Origin, Problem, dotted, find_folder, fingerprint, load_folder
+from fedbus.config.units import parse_duration, parse_size
+from fedbus.errors import ConfigError, FedbusError
+from fedbus.hub.hub import HubOptions
+from fedbus.journal.journal import JournalOptions, SyncPolicy
+from fedbus.model.limits import Limits
+from fedbus.model.topic import Naming, TopicFilter
+from fedbus.transport.endpoint import Address, Endpoint, check_name
+from fedbus.transport.publisher import PublisherOptions
+from fedbus.transport.subscriber import SubscriberOptions
+from fedbus.trust.keyring import KeyringOptions
+from fedbus.trust.policy import Policy, Rule
+
+STATE = Path("/var/lib/fedbus")  # what FHS calls for; `fedbus init` writes a folder of its own
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsumerSettings:
+    """One consumer of the hub, as the configuration enables it.
+
+    ``use`` names the code: an entry point of the group ``fedbus.consumers``, or ``module:Class`` in the folder of the
+    hub. ``settings`` is for the consumer itself, which checks it. ``origin`` is the ``FILE:LINE`` that names it.
+    """
+
+    name: str
+    use: str
+    enabled: bool = True
+    topics: tuple[str, ...] = ()  # empty: those that the consumer itself declares
+    workers: int = 1
+    ordered_by: str = "stream"
+    batch: int = 1
+    timeout: float = 60.0  # seconds for one call
+    attempts: int = 5  # then the message becomes a dead letter
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    origin: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogSettings:
+    """What the programs log, and how."""
+
+    level: str = "info"
+    format: str = "text"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All options of a bus, from one configuration folder.
+
+    ``values`` is the merged mapping as written, with ``${NAME}`` replaced; ``origins`` says for each dotted key of it
+    ``FILE:LINE``; ``variables`` holds, for those keys where one was replaced, the text as it stands in the file.
+    """
+
+    directory: Path
+    naming: Naming
+    environment: str
+    state: Path
+    keys: Path
+    keyring: KeyringOptions
+    endpoints: Mapping[str, Endpoint]
+    policy: Policy
+    journal: JournalOptions
+    journals: Mapping[str, JournalOptions]
+    publisher: PublisherOptions
+    subscriber: SubscriberOptions
+    limits: Limits
+    hub: HubOptions
+    consumers: Mapping[str, ConsumerSettings]
+    log: LogSettings
+    values: Mapping[str, Any]
+    origins: Mapping[str, str]
+    variables: Mapping[str, str]
+
+    @classmethod
+    def load(cls, directory: str | Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
+        """Read the folder that *directory*, else ``FEDBUS_CONFIG``, else the default names.
+
+        Raises:
+            ConfigError: Nothing usable is there; ``problems`` lists every fault as ``FILE:LINE: text``.
+        """
+        folder = find_folder(directory, environ)
+        return from_document(load_folder(folder, environ), folder)
+
+    @property
+    def cursors(self) -> Path:
+        """The file in which readers of this host keep their cursors."""
+        return self.state / "cursors.db"
+
+    def endpoint(self, name: str) -> Endpoint:
+        """Return the endpoint *name*.
+
+        Raises:
+            ConfigError: There is none of that name.
+        """
+        if found := self.endpoints.get(name):
+            return found
+        near = difflib.get_close_matches(name, self.endpoints, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(sorted(self.endpoints))}"
+        raise ConfigError(f"{self.directory}: there is no endpoint {name!r}; {hint}")
+
+    def journal_for(self, name: str) -> JournalOptions:
+        """Return the journal's options of the endpoint *name*: the general ones under those of the endpoint.
+
+        Raises:
+            ConfigError: There is no endpoint of that name.
+        """
+        return self.journals[self.endpoint(name).name]
+
+
+class ConfigWatcher:
+    """The settings in force, and whether the files have changed since they were read."""
+
+    def __init__(self, directory: str | Path | None = None, environ: Mapping[str, str] = os.environ) -> None:
+        """Load the settings.
+
+        Raises:
+            ConfigError: As `Settings.load`.
+        """
+        self._environ = environ
+        self._folder = find_folder(directory, environ)
+        self._seen = fingerprint(self._folder)
+        self.settings = Settings.load(self._folder, environ)
+
+    def changed(self) -> bool:
+        """Say whether a file was edited, replaced, added or removed since the last load; stats only, opens nothing."""
+        return fingerprint(self._folder) != self._seen
+
+    def reload(self) -> Settings:
+        """Read the files again and return the new settings, which are then in force.
+
+        A refused folder counts as seen: `changed` is false until somebody edits it again.
+
+        Raises:
+            ConfigError: The new files cannot be used; ``settings`` are still the old ones.
+        """
+        # taken before reading, so a change while we read is seen as one
+        self._seen = fingerprint(self._folder)
+        self.settings = Settings.load(self._folder, self._environ)
+        return self.settings
+
+
+@functools.cache
+def schema() -> dict[str, Any]:
+    """Return the JSON Schema that ships with the package."""
+    text = importlib.resources.files("fedbus.config").joinpath("schema.json").read_text("utf-8")
+    loaded: dict[str, Any] = json.loads(text)
+    return loaded
+
+
+def from_document(document: Document, folder: Path) -> Settings:
+    """Return the settings that *document* holds; relative paths are taken below *folder*.
+
+    Raises:
+        ConfigError: With the problems of *document* and all that are found here.
+    """
+    # a section whose lines are all commented out reads as null
+    values = {key: value for key, value in document.values.items() if value is not None}
+    faulty: set[KeyPath] = set(document.doubtful)
+    problems = list(document.problems)
+    for path, problem in _schema_problems(values, document):
+        problems.append(problem)
+        if path is not None:
+            faulty.add(path)
+    builder = _Builder(document, folder, faulty)
+    settings = builder.build(_convert(values, schema(), (), builder))
+    problems += builder.problems
+    if problems:
+        raise ConfigError([str(problem) for problem in sorted(set(problems))])
+    return settings
+
+
+# --- the schema's verdict, in words ----------------------------------------------------------------------------
+
+_KINDS = {
+    "object": "a mapping",
+    "array": "a list",
+    "string": "text",
+    "integer": "a whole number",
+    "number": "a number",
+    "boolean": "true or false",
+    "null": "nothing",
+}
+
+
+def _schema_problems(values: dict[str, Any], document: Document) -> Iterator[tuple[KeyPath | None, Problem]]:
+    """Yield each fault with the path of the value that cannot be used; None where only something is missing."""
+    validator = jsonschema.Draft202012Validator(schema())
+    told: set[tuple[KeyPath, str]] = set()
+    for error in validator.iter_errors(values):
+        path: KeyPath = tuple(error.absolute_path)
+        if path in document.doubtful:
+            continue
+        for where, text in _explain(error, path, document):
+            if (where, text) not in told:
+                told.add((where, text))
+                yield None if error.validator == "required" else where, document.origin(where).problem(text)
+
+
+def _explain(error: Any, path: KeyPath, document: Document) -> Iterator[tuple[KeyPath, str]]:
+    """Yield (path, text) for one *error* of the validator."""
+    here = dotted(path) or "the configuration"
+    rule, wanted, found = error.validator, error.validator_value, error.instance
+    if "propertyNames" in error.absolute_schema_path:
+        name = str(found)
+        text = f"consumer name {name[:64]!r} must be at most 64 of a-z, 0-9, '_' and '-'"
+        if "endpoints" in error.absolute_schema_path:
+            text = next(iter(_faults(check_name, name)), "")
+        yield (*path, name), text
+    elif rule == "additionalProperties":
+        for key in found:
+            if key not in error.schema["properties"]:
+                yield (*path, key), f"unknown key {dotted((*path, key))!r}{_suggestion(key, error.schema, path)}"
+    elif rule == "required":
+        if document.whole:
+            for key in wanted:
+                if key not in found:
+                    yield path, f"{here} lacks the key {key!r}; add it{_described(error.schema, key)}"
+    elif rule == "type":
+        kinds = [wanted] if isinstance(wanted, str) else wanted
+        expected = error.schema.get("description") or " or ".join(_KINDS[kind] for kind in kinds)
+        yield path, f"{here} must be {expected}, not {_shown(found)}"
+    elif rule == "enum":
+        near = difflib.get_close_matches(str(found), wanted, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        yield path, f"{here} must be one of {', '.join(wanted)}, not {_shown(found)}{hint}"
+    elif rule in ("pattern", "not"):
+        yield path, f"{here} must be {error.schema.get('description', wanted)}, not {_shown(found)}"
+    elif rule in ("minimum", "exclusiveMinimum"):
+        yield path, f"{here} must be {'more than' if rule != 'minimum' else 'at least'} {wanted}, not {_shown(found)}"
+    elif rule == "maximum":
+        yield path, f"{here} must be at most {wanted}, not {_shown(found)}"
+    elif rule in ("minLength", "minItems", "minProperties"):
+        yield path, f"{here} is empty; {'remove it' if path else 'fill it'} or write a value"
+    elif rule in ("maxLength", "maxItems"):
+        yield path, f"{here} is too long: {len(found)}, where {wanted} are allowed"
+    else:
+        yield path, f"{here}: {error.message[:200]}"
+
+
+def _suggestion(key: str, part: Mapping[str, Any], path: KeyPath) -> str:
+    known = list(part["properties"])
+    if near := difflib.get_close_matches(key, known, n=1):
+        return f"; did you mean {near[0]!r}?"
+    # a key that is right in itself, and stands at the wrong depth
+    sections = {name: _resolved(section) for name, section in schema()["properties"].items()}
+    owners = [name for name, section in sections.items() if key in section.get("properties", ())]
+    if owners and not path:
+        return f"; it belongs below {' or '.join(owners)}"
+    return f"; known here: {', '.join(known)}"
+
+
+def _resolved(part: Mapping[str, Any]) -> Mapping[str, Any]:
+    reference = part.get("$ref")
+    found: Mapping[str, Any] = schema()["$defs"][reference.removeprefix("#/$defs/")] if reference else part
+    return found
+
+
+def _described(part: Mapping[str, Any], key: str) -> str:
+    found = part.get("properties", {}).get(key, {})
+    text = found.get("description") or (f"one of {', '.join(found['enum'])}" if "enum" in found else "")
+    return f" ({text})" if text else ""
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if value is None:
+        return "nothing"
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list):
+        return "a list"
+    text = repr(value)
+    return text if len(text) <= 60 else text[:60] + "…"
+
+
+def _faults(check: Any, *arguments: Any) -> list[str]:
+    try:
+        check(*arguments)
+    except (FedbusError, ValueError) as error:
+        return [str(error)]
+    return []
+
+
+# --- values ----------------------------------------------------------------------------------------------------
+
+
+def _convert(value: Any, part: Mapping[str, Any], path: KeyPath, builder: _Builder) -> Any:
+    """Return *value* with durations as seconds, sizes as bytes, paths as `Path`; what is faulty is left out."""
+    if path in builder.faulty:
+        return None
+    reference = part.get("$ref")
+    if reference in ("#/$defs/duration", "#/$defs/size"):
+        parse = parse_duration if reference == "#/$defs/duration" else parse_size
+        try:
+            return parse(value)
+        except ValueError as error:
+            builder.refuse(path, f"{dotted(path)}: {error}")
+            return None
+    if reference == "#/$defs/path":
+        return builder.path(path, value)
+    part = _resolved(part)
+    if isinstance(value, dict) and "properties" not in part and "additionalProperties" not in part:
+        return value  # the settings of a consumer, which knows their meaning
+    if isinstance(value, dict):
+        rest = part.get("additionalProperties") or {}
+        converted = {
+            key: _convert(inner, part.get("properties", {}).get(key, rest), (*path, key), builder)
+            for key, inner in value.items()
+        }
+        return {key: inner for key, inner in converted.items() if inner is not None}
+    if isinstance(value, list):
+        return [_convert(inner, part.get("items", {}), (*path, place), builder) for place, inner in enumerate(value)]
+    if part.get("type") == "integer" and isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+class _Builder:
+    """From converted values to options; collects what the schema cannot say."""
+
+    def __init__(self, document: Document, folder: Path, faulty: set[KeyPath]) -> None:
+        self.problems: list[Problem] = []
+        self.faulty = faulty
+        self._document = document
+        self._folder = folder
+        self._addresses: dict[str, tuple[str, Origin]] = {}
+
+    def refuse(self, path: KeyPath, text: str) -> None:
+        self.problems.append(self._document.origin(path).problem(text))
+
+    def path(self, path: KeyPath, text: str) -> Path | None:
+        if any(ord(letter) < 32 for letter in text):
+            self.refuse(path, f"{dotted(path)}: a path holds no control characters")
+            return None
+        return self._folder / text
+
+    def build(self, values: dict[str, Any]) -> Settings:
+        def section(name: str) -> dict[str, Any]:
+            found = values.get(name)
+            return found if isinstance(found, dict) else {}
+
+        environment = str(values.get("environment", "dev"))
+        naming = Naming(prefix=str(values.get("topic_prefix", "org.example")), environment=environment)
+        state = values.get("state") or STATE
+        keys = section("keys")
+        key_folder = keys.get("directory") or self._folder / "keys"
+        journal = self._options(JournalOptions, "journal", self._journal(section("journal"), state / "journal"))
+        endpoints: dict[str, Endpoint] = {}
+        journals: dict[str, JournalOptions] = {}
+        for name, values_of_one in section("endpoints").items():
+            endpoint = self._endpoint(name, values_of_one, key_folder)
+            if endpoint is not None:
+                endpoints[name] = endpoint
+                overlay = self._journal(values_of_one.get("journal") or {}, state / "journal" / name)
+                journals[name] = replace(journal, **overlay)
+        document = self._document
+        return Settings(
+            directory=self._folder,
+            naming=naming,
+            environment=environment,
+            state=state,
+            keys=key_folder,
+            keyring=self._keyring(keys, key_folder, environment),
+            endpoints=endpoints,
+            policy=Policy(naming, self._rules(values.get("policy") or [], naming)),
+            journal=journal,
+            journals=journals,
+            publisher=self._options(PublisherOptions, "publisher", section("publisher")),
+            subscriber=self._options(SubscriberOptions, "subscriber", section("subscriber")),
+            limits=self._options(Limits, "limits", section("limits")),
+            hub=self._hub(section("hub")),
+            consumers=dict(self._consumers(section("consumers"), naming)),
+            log=LogSettings(**section("log")),
+            values=document.values,
+            origins={dotted(path): str(origin) for path, origin in document.origins.items()},
+            variables={dotted(path): text for path, text in document.variables.items()},
+        )
+
+    def _options(self, kind: Any, name: str, values: dict[str, Any]) -> Any:
+        """Fill *kind*, whose own checks may refuse a value too."""
+        try:
+            return kind(**values)
+        except (FedbusError, ValueError) as error:
+            self.refuse((name,), f"{name}: {error}")
+            required = {"directory": values["directory"]} if "directory" in values else {}
+            return kind(**required)
+
+    def _journal(self, values: dict[str, Any], directory: Path) -> dict[str, Any]:
+        options: dict[str, Any] = {**values, "directory": directory}
+        if "sync" in options:
+            options["sync"] = SyncPolicy(options["sync"]) if options["sync"] in list(SyncPolicy) else SyncPolicy.ALWAYS
+        return options
+
+    def _keyring(self, keys: dict[str, Any], folder: Path, environment: str) -> KeyringOptions:
+        crl: Path | None = folder / "crl.pem"
+        chosen = keys.get("crl")
+        if isinstance(chosen, str):
+            crl = self.path(("keys", "crl"), chosen)
+        elif chosen is False:
+            crl = None
+            if environment != "dev":
+                self.refuse(
+                    ("keys", "crl"),
+                    f"keys.crl: revocation can be left unchecked in dev only, not in {environment}; name the list",
+                )
+        return KeyringOptions(ca=keys.get("ca") or folder / "ca.crt", crl=crl, crl_grace=keys.get("crl_grace") or 0.0)
+
+    def _endpoint(self, name: str, values: Any, keys: Path) -> Endpoint | None:
+        path: KeyPath = ("endpoints", name)
+        if not isinstance(values, dict):
+            return None
+        if "kafka" in values:
+            self.refuse(path, f"endpoint {name!r} lives in Kafka, which this release of fedbus cannot use; remove it")
+            return None
+        for text in _faults(check_name, name):
+            self.refuse(path, text)
+        wire = values.get("wire", "native")
+        if "publish" in values and "replay" not in values and wire == "native" and (*path, "replay") not in self.faulty:
+            self.refuse(path, f"endpoint {name!r} lacks the key 'replay'; add the address of its replay socket")
+        if "replay" in values and wire == "fedmsg":
+            self.refuse((*path, "replay"), f"endpoint {name!r} speaks fedmsg, which has no replay; remove 'replay'")
+        return Endpoint(
+            name=name,
+            publish=self._address((*path, "publish"), values.get("publish")),
+            replay=self._address((*path, "replay"), values.get("replay")),
+            wire=wire,
+            origin=str(self._document.origin(path)),
+            certificate=values.get("certificate") or keys / f"{name}.crt",
+            key=values.get("key") or keys / f"{name}.key",
+        )
+
+    def _address(self, path: KeyPath, text: str | None) -> str:
+        if text is None:
+            return ""
+        try:
+            address = str(Address.parse(text, self._folder))
+        except ConfigError as error:
+            self.refuse(path, f"{dotted(path)}: {error}")
+            return ""
+        origin = self._document.origin(path)
+        if address in self._addresses:
+            key, first = self._addresses[address]
+            self.refuse(path, f"{dotted(path)}: {address} is in use already: {key} ({first}); choose another port")
+        self._addresses.setdefault(address, (dotted(path), origin))
+        return address
+
+    def _filter(self, path: KeyPath, text: Any, naming: Naming) -> bool:
+        if not isinstance(text, str):
+            return False
+        faults = _faults(TopicFilter.parse, text, naming)
+        for fault in faults:
+            self.refuse(path, f"{dotted(path)}: {fault}")
+        return not faults
+
+    def _topics(self, path: KeyPath, values: Any, naming: Naming) -> tuple[str, ...]:
+        return tuple(text for place, text in enumerate(values or ()) if self._filter((*path, place), text, naming))
+
+    def _rules(self, values: list[Any], naming: Naming) -> tuple[Rule, ...]:
+        rules = []
+        for place, entry in enumerate(values):
+            path: KeyPath = ("policy", place)
+            if not isinstance(entry, dict) or "signer" not in entry:
+                continue
+            topics = self._topics((*path, "topics"), entry.get("topics"), naming)
+            faults = _faults(Policy, naming, (Rule(signer=entry["signer"], topics=()),))
+            for fault in faults:
+                self.refuse((*path, "signer"), f"{dotted((*path, 'signer'))}: {fault}")
+            if not faults:
+                rules.append(Rule(signer=entry["signer"], topics=topics, origin=str(self._document.origin(path))))
+        return tuple(rules)
+
+    def _hub(self, values: dict[str, Any]) -> HubOptions:
+        http = values.get("http")
+        if http is not None and not 1 <= int(re.sub(r".*:", "", http)) <= 65535:
+            self.refuse(("hub", "http"), f"hub.http: the port of {http!r} must be between 1 and 65535")
+        options: HubOptions = self._options(HubOptions, "hub", values)
+        return options
+
+    def _consumers(self, values: dict[str, Any], naming: Naming) -> Iterator[tuple[str, ConsumerSettings]]:
+        for name, entry in values.items():
+            path: KeyPath = ("consumers", name)
+            if not isinstance(entry, dict):
+                continue
+            chosen = {"use": name, **entry, "topics": self._topics((*path, "topics"), entry.get("topics"), naming)}
+            yield name, ConsumerSettings(name=name, origin=str(self._document.origin(path)), **chosen)
