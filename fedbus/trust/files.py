@@ -36,7 +36,7 @@ def _read(path: Path, what: str, forbidden: int, advice: str) -> bytes:
     except OSError as error:
         hint = "it is a symbolic link; name the file itself" if path.is_symlink() else str(error.strerror)
         raise KeysError(f"cannot read {what} {path}: {hint}") from error
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         found = os.fstat(descriptor)
         mode = stat.S_IMODE(found.st_mode)
         if not stat.S_ISREG(found.st_mode):
@@ -50,10 +50,12 @@ def _read(path: Path, what: str, forbidden: int, advice: str) -> bytes:
             raise KeysError(f"refusing {what} {path}: its mode is {mode:04o}, so {advice}")
         if found.st_size > MAX_FILE_BYTES:
             raise KeysError(f"refusing {what} {path}: {found.st_size} bytes are more than {MAX_FILE_BYTES}")
-        try:
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
             return file.read(MAX_FILE_BYTES)
-        except OSError as error:
-            raise KeysError(f"cannot read {what} {path}: {error.strerror}") from error
+    except OSError as error:
+        raise KeysError(f"cannot read {what} {path}: {error.strerror}") from error
+    finally:
+        os.close(descriptor)
 
 
 def read_private(path: Path, what: str = "private key") -> bytes:

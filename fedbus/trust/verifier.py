@@ -204,6 +204,12 @@ class Verifier:
     def _identity(self, der: bytes) -> Identity:
         certificate = x509.load_der_x509_certificate(der)
         fingerprint = hashlib.sha256(der).hexdigest()
+        # The one byte that neither the signature nor the parser fixes: the count of unused bits before the signature.
+        if der[-len(certificate.signature) - 1] != 0:
+            raise TrustError(
+                Reason.CERTIFICATE,
+                f"certificate {fingerprint[:16]} is not in DER form, so it was altered on its way; send it as issued",
+            )
         authority = self._issuer(certificate, fingerprint)
         name = leaf_name(certificate, fingerprint)
         verify = verify_with(certificate, name)
