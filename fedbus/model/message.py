@@ -46,6 +46,9 @@ class Message(msgspec.Struct, frozen=True, eq=False):
     index: int
     wire: str = "native"
 
+    def __repr__(self) -> str:
+        return f"<Message {self.key} {self.topic}>"
+
     @property
     def topic(self) -> str:
         """The full topic."""

@@ -10,7 +10,9 @@ import orjson
 
 from fedbus.errors import Reason, WireError
 from fedbus.model.limits import Limits
+from fedbus.model.message import Message
 from fedbus.wire import strict
+from fedbus.wire.parcel import Parcel
 
 _TIME = re.compile(
     r"\d{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01])T(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d\.\d{6}Z\Z", re.ASCII
@@ -110,3 +112,30 @@ def _first_fault(attributes: dict[str, Any]) -> str:
     if not (isinstance(sequence, str) and len(sequence) == 20 and sequence.isascii() and sequence.isdigit()):
         return "/sequence is not 20 decimal digits"
     return "/time is not RFC 3339 text in UTC with microseconds"
+
+
+def open_parcel(parcel: Parcel, signer: str, limits: Limits) -> tuple[list[Message], list[WireError]]:
+    """Return the messages of a verified *parcel*, in order, and what was wrong with those that had to be refused.
+
+    A signer whose seal is good may still have sealed an envelope that is not strict JSON; that message alone is left
+    out, and its place in the stream counts as seen.
+    """
+    messages: list[Message] = []
+    refused: list[WireError] = []
+    topic, epoch = parcel.topic, parcel.epoch
+    source = "fedbus:" + parcel.endpoint
+    before, last = parcel.first - 1, parcel.last
+    for index, envelope in enumerate(parcel.envelopes):
+        try:
+            attributes = decode(envelope, topic=topic, source=source, epoch=epoch, limits=limits)
+            sequence = int(attributes["sequence"])
+            if not before < sequence <= last:
+                raise WireError(
+                    Reason.SEQUENCE, f"/sequence is {sequence} in a batch of {parcel.first} to {last}, behind {before}"
+                )
+        except WireError as error:
+            refused.append(error)
+            continue
+        before = sequence
+        messages.append(Message(attributes, sequence, signer, parcel, index))
+    return messages, refused

@@ -35,7 +35,7 @@ class Level(NamedTuple):
     inside: int  # how many messages of this batch stand below that level
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Parcel:
     """One parcel, taken apart; every field is as received."""
 
@@ -51,6 +51,9 @@ class Parcel:
     certificate: bytes
     envelopes: list[bytes]
     frame: bytes
+
+    def __repr__(self) -> str:
+        return f"<Parcel {self.endpoint}/{self.epoch}/{self.first} {self.topic}: {len(self.envelopes)} of {self.size}>"
 
     @property
     def last(self) -> int:

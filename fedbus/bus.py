@@ -1,0 +1,238 @@
+"""What user code holds: a configuration, and from it publishers and subscribers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from pathlib import Path
+from types import TracebackType
+
+import zmq
+
+from fedbus.clock import Clock, SystemClock
+from fedbus.config.settings import Settings
+from fedbus.config.units import parse_duration
+from fedbus.errors import ConfigError, ForkedError
+from fedbus.journal.cursors import CursorStore
+from fedbus.journal.journal import JournalReader
+from fedbus.model.message import MessageKey
+from fedbus.model.position import Cursor, Position
+from fedbus.model.stream import StreamHome
+from fedbus.model.topic import TopicFilter
+from fedbus.transport.asubscriber import AsyncSubscriber
+from fedbus.transport.publisher import Publisher
+from fedbus.transport.reader import Loss, Since
+from fedbus.transport.subscriber import Subscriber
+from fedbus.trust.keyring import Keyring
+from fedbus.trust.signer import Signer
+from fedbus.trust.verifier import Verifier
+
+SinceLike = str | datetime | timedelta | MessageKey | Cursor
+
+
+class Bus:
+    """One configuration and its sockets' context; thread-safe, for one process.
+
+    ``with Bus.open() as bus`` closes everything that was opened from it.
+    """
+
+    def __init__(self, settings: Settings, *, clock: Clock | None = None) -> None:
+        self.settings = settings
+        self._clock = clock or SystemClock()
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        # every connection takes a descriptor and a slot here; 500 endpoints and some subscribers fit
+        self._context.set(zmq.MAX_SOCKETS, 8192)
+        self._pid = os.getpid()
+        self._verifier: Verifier | None = None
+        self._store: CursorStore | None = None
+        self._publishers: list[Publisher] = []
+        self._subscribers: list[Subscriber] = []
+
+    @classmethod
+    def open(cls, config: str | Path | Settings | None = None) -> Bus:
+        """Read the configuration folder *config*, or the default one.
+
+        Raises:
+            ConfigError: It cannot be used; every fault is listed with file and line.
+        """
+        return cls(config if isinstance(config, Settings) else Settings.load(config))
+
+    def publisher(self, endpoint: str) -> Publisher:
+        """Open the publishing end of *endpoint*: bind its sockets, open its journal, load its key.
+
+        Raises:
+            ConfigError: There is no such endpoint.
+            KeysError: Its key or certificate cannot be used.
+            JournalLocked, BindError: Another process has it.
+        """
+        self._check_process()
+        settings = self.settings
+        found = settings.endpoint(endpoint)
+        if found.wire != "native":
+            raise ConfigError(f"{found.origin}: endpoint {endpoint!r} speaks {found.wire}, which this release cannot")
+        certificate = found.certificate or settings.keys / f"{endpoint}.crt"
+        key = found.key or settings.keys / f"{endpoint}.key"
+        policy = settings.policy
+        publisher = Publisher.open(
+            found,
+            naming=settings.naming,
+            journal=settings.journal_for(endpoint),
+            signer=Signer.load(endpoint, certificate, key, clock=self._clock),
+            options=settings.publisher,
+            limits=settings.limits,
+            context=self._context,
+            clock=self._clock,
+            may_publish=lambda topic: policy.check(endpoint, topic),
+        )
+        self._publishers.append(publisher)
+        return publisher
+
+    def subscribe(
+        self,
+        *filters: str,
+        since: SinceLike = "now",
+        cursor: str | None = None,
+        endpoints: list[str] | None = None,
+        strict: bool = False,
+        on_loss: Callable[[Loss], None] | None = None,
+    ) -> Subscriber:
+        """Read the bus; iterate what is returned.
+
+        *filters* are topic prefixes (``koji.package``, with ``*`` and ``#``), none meaning everything. *since* says
+        where to begin: ``"now"``, ``"beginning"``, a time (RFC 3339 text or ``datetime``), how long ago (``"10m"`` or
+        ``timedelta``), behind a message (its ``key``, or the text of it), or :meth:`Subscriber.positions` of another
+        subscriber. A named *cursor* is kept on this host: a later subscriber of that name goes on where this one came
+        to, and *since* counts only the first time. With *strict*, messages known to be lost raise
+        :class:`~fedbus.errors.LossError`; otherwise *on_loss* is told, or the log.
+
+        Raises:
+            ConfigError, KeysError: The configuration, or the CA and its revocation list, cannot be used.
+            MessageError: A filter is none.
+            ValueError: *since* is none of these.
+        """
+        self._check_process()
+        settings = self.settings
+        chosen = settings.endpoints.values() if endpoints is None else [settings.endpoint(name) for name in endpoints]
+        start, positions = parse_since(since, self._clock)
+        subscriber = Subscriber(
+            chosen,
+            [TopicFilter.parse(text, settings.naming) for text in filters],
+            since=start,
+            verifier=self.verifier,
+            limits=settings.limits,
+            options=settings.subscriber,
+            context=self._context,
+            clock=self._clock,
+            positions=positions,
+            store=self.cursors if cursor is not None else None,
+            cursor=cursor,
+            local=self._local_journal,
+            on_loss=on_loss,
+            strict=strict,
+        )
+        self._subscribers.append(subscriber)
+        return subscriber
+
+    def asubscribe(
+        self,
+        *filters: str,
+        since: SinceLike = "now",
+        cursor: str | None = None,
+        endpoints: list[str] | None = None,
+        strict: bool = False,
+        on_loss: Callable[[Loss], None] | None = None,
+    ) -> AsyncSubscriber:
+        """Like :meth:`subscribe`, for ``async for`` and ``async with``."""
+        return AsyncSubscriber(
+            self.subscribe(*filters, since=since, cursor=cursor, endpoints=endpoints, strict=strict, on_loss=on_loss)
+        )
+
+    @property
+    def verifier(self) -> Verifier:
+        """The verifier that all subscribers of this bus share, so that a certificate is looked at once."""
+        if self._verifier is None:
+            keyring = Keyring.load(self.settings.keyring, clock=self._clock)
+            self._verifier = Verifier(keyring, self.settings.policy, clock=self._clock)
+        return self._verifier
+
+    @property
+    def cursors(self) -> CursorStore:
+        """Where named cursors of this host are kept."""
+        if self._store is None:
+            self._store = CursorStore.open(self.settings.cursors)
+        return self._store
+
+    def close(self) -> None:
+        """Close all publishers (what they accepted is journaled and sent first), subscribers and the cursor store."""
+        if self._pid != os.getpid():
+            return
+        failures: list[Exception] = []
+        parts: list[Publisher | Subscriber] = [*self._publishers, *self._subscribers]
+        for part in parts:
+            try:
+                part.close()
+            except Exception as error:  # the others must be closed all the same
+                failures.append(error)
+        self._publishers.clear()
+        self._subscribers.clear()
+        if self._store is not None:
+            self._store.close()
+            self._store = None
+        self._context.term()
+        if failures:
+            raise failures[0]
+
+    def __enter__(self) -> Bus:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check_process(self) -> None:
+        if self._pid != os.getpid():
+            raise ForkedError("this Bus was opened before a fork; open one in the child")
+
+    def _local_journal(self, endpoint: str) -> StreamHome | None:
+        """Open the journal of an endpoint that is down, where its files are on this host and may be read."""
+        directory = self.settings.journal_for(endpoint).directory
+        if not (directory / "journal.json").exists():
+            return None
+        return JournalReader.open(directory)
+
+
+def parse_since(since: SinceLike, clock: Clock) -> tuple[Since, Cursor]:
+    """Return where streams begin, and the positions that *since* names for some of them.
+
+    Raises:
+        ValueError: It is none of the forms that :meth:`Bus.subscribe` lists.
+    """
+    now = Since(age=(0.0, clock.monotonic()))
+    if isinstance(since, MessageKey):
+        return now, {since.endpoint: Position(since.epoch, since.sequence)}
+    if isinstance(since, dict):
+        return now, since
+    if isinstance(since, timedelta):
+        return Since(age=(since.total_seconds(), clock.monotonic())), {}
+    if isinstance(since, datetime):
+        return Since(time_ms=int(since.timestamp() * 1000)), {}
+    if since == "now":
+        return now, {}
+    if since == "beginning":
+        return Since(), {}
+    parts = since.split("/")
+    if len(parts) == 3 and parts[2].isdigit():
+        return now, {parts[0]: Position(parts[1], int(parts[2]))}
+    try:
+        return Since(age=(parse_duration(since), clock.monotonic())), {}
+    except ValueError:
+        pass
+    try:
+        return Since(time_ms=int(datetime.fromisoformat(since).timestamp() * 1000)), {}
+    except ValueError:
+        raise ValueError(
+            f"{since!r} is not a place to begin: write now, beginning, a duration (10m, 2h, 7d), a time "
+            "(2026-11-21T10:00:00Z) or a position ENDPOINT/EPOCH/SEQUENCE"
+        ) from None

@@ -1,0 +1,733 @@
+"""The publishing end of an endpoint: queue, seal, journal, send, and answer replay requests.
+
+One thread owns both sockets and the journal. Callers of any thread put messages on a bounded queue; whatever is queued
+when the thread comes round is one batch: one Merkle tree and one signature, one write and at most one sync, then the
+parcels go out. It never waits for a batch to fill; only the number of signatures a second is limited, so that those who
+verify keep up.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import select
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+from uuid import UUID
+
+import zmq
+from uuid_utils import uuid7
+
+from fedbus.clock import Clock, SystemClock
+from fedbus.errors import (
+    DeadlineExceeded,
+    FedbusError,
+    ForkedError,
+    JournalError,
+    JournalWriteError,
+    MessageError,
+    PublisherClosed,
+    QueueFull,
+    Reason,
+)
+from fedbus.journal.journal import Journal, JournalOptions
+from fedbus.model.limits import Limits
+from fedbus.model.topic import Naming, check_topic
+from fedbus.transport import sockets
+from fedbus.transport.endpoint import Endpoint
+from fedbus.transport.replay import ReplayServer
+from fedbus.trust.signer import Signer
+from fedbus.wire import beat, parcel, strict
+from fedbus.wire.envelope import EnvelopeWriter, optional_attributes, rfc3339
+
+log = logging.getLogger(__name__)
+
+_BEATS_IN_WINDOW = 10  # a beat names the topics of the last ten to twenty beats
+_TOPICS_IN_BEAT = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublisherOptions:
+    """How much a publisher takes in, how it groups, and how often it signs."""
+
+    signatures_per_second: float = 2000.0  # what one subscriber's core verifies with room to spare
+    signature_burst: int = 32
+    queue_messages: int = 10_000
+    queue_bytes: int = 64 * 2**20
+    beat_interval: float = 1.0
+    batch_messages: int = 1024
+    batch_bytes: int = 2**20
+    parcel_messages: int = 256
+    parcel_bytes: int = 128 * 2**10
+    send_hwm: int = 1000  # parcels waiting for one slow subscriber; what is beyond it reads from the journal
+    replay_bytes: int = 256 * 2**10  # one answer frame
+    replay_sessions: int = 1000  # readers that are served at the same time
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """Proof for the caller that a message is in the journal."""
+
+    topic: str
+    endpoint: str
+    epoch: str
+    sequence: int
+    id: str
+    time: str
+
+
+@dataclass(slots=True)
+class PublisherStats:
+    """Counters since the publisher was opened, and gauges."""
+
+    published: int = 0
+    bytes: int = 0
+    batches: int = 0
+    parcels: int = 0
+    beats: int = 0
+    failures: int = 0  # messages whose batch the journal refused
+    unsent: int = 0  # parcels journaled but not sent live
+    subscribers: int = 0
+    queued: int = 0
+
+
+class Pending:
+    """A message on its way into the journal; what ``publish(wait=False)`` returns."""
+
+    __slots__ = ("_lock", "data", "done", "error", "extra", "id", "sequence", "stamp", "topic")
+
+    def __init__(self, topic: _Topic, data: bytes, extra: bytes) -> None:
+        self.topic = topic
+        self.data = data
+        self.extra = extra
+        self.sequence = 0
+        self.id = ""
+        self.stamp = ""
+        self.done = False
+        self.error: FedbusError | None = None
+        self._lock: Any = None
+
+    def result(self, timeout: float | None = 30.0) -> Receipt:
+        """Wait until the message is journaled and return its receipt.
+
+        Raises:
+            JournalWriteError: The disk refused it; it is not published.
+            DeadlineExceeded: Not journaled within *timeout* seconds; it still may be.
+        """
+        if not self.done:
+            lock = threading.Lock()
+            lock.acquire()
+            self._lock = lock
+            # the thread sets `done` before it looks for the lock, so one of the two sees the other
+            if not self.done and not lock.acquire(timeout=-1 if timeout is None else timeout):
+                raise DeadlineExceeded(f"not journaled within {timeout} s; it may still be published")
+        if self.error is not None:
+            raise self.error
+        topic = self.topic
+        return Receipt(topic.name, topic.endpoint, topic.epoch, self.sequence, self.id, self.stamp)
+
+    def _finish(self) -> None:
+        self.done = True
+        lock = self._lock
+        if lock is not None:
+            lock.release()
+
+
+@dataclass(slots=True, eq=False)
+class _Topic:
+    """What is the same for all messages of one topic."""
+
+    name: str
+    endpoint: str
+    epoch: str
+    encoded: bytes
+    writer: EnvelopeWriter
+    levels: tuple[str, ...]  # the topic's first field, first two fields, …, all of it
+    overhead: int  # bytes of the envelope around the body
+
+
+@dataclass(slots=True)
+class _Recent:
+    """Which topics got messages lately: two generations, so that the older always covers a whole window."""
+
+    window: int
+    older: dict[str, int] = field(default_factory=dict)
+    newer: dict[str, int] = field(default_factory=dict)
+    turn: int = 0
+    beats: int = 0
+
+    def facts(self) -> tuple[int, dict[str, int]]:
+        """Return ``window`` and ``topics`` of a beat."""
+        topics = {**self.older, **self.newer}
+        window = self.window
+        if len(topics) > _TOPICS_IN_BEAT:
+            latest = sorted(topics.items(), key=lambda item: item[1], reverse=True)
+            window = max(window, latest[_TOPICS_IN_BEAT][1])
+            topics = dict(latest[:_TOPICS_IN_BEAT])
+        return window, topics
+
+    def turned(self, head: int) -> None:
+        """Count one beat, and start a new generation after ten."""
+        self.beats += 1
+        if self.beats >= _BEATS_IN_WINDOW:
+            self.window, self.turn, self.beats = self.turn, head, 0
+            self.older, self.newer = self.newer, {}
+
+
+class Publisher:
+    """Publishes the messages of one endpoint; safe to use from any thread of the process that opened it.
+
+    Use it as a context manager, or call :meth:`close`: both return when all that was accepted is in the journal.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        *,
+        naming: Naming,
+        journal: Journal,
+        signer: Signer,
+        options: PublisherOptions,
+        limits: Limits,
+        context: zmq.Context[zmq.Socket[bytes]],
+        clock: Clock,
+        may_publish: Callable[[str], None] | None = None,
+    ) -> None:
+        self.endpoint = endpoint
+        self.stats = PublisherStats()
+        self._naming = naming
+        self._journal = journal
+        self._signer = signer
+        self._options = options
+        self._limits = limits
+        self._clock = clock
+        self._may_publish = may_publish
+        self._topics: dict[str, _Topic] = {}
+        self._epoch_bytes = UUID(journal.epoch).bytes
+        self._endpoint_bytes = endpoint.name.encode("ascii")
+        self._queue: deque[Pending] = deque()
+        self._queued_bytes = 0
+        self._room = threading.Condition()
+        self._crowded = 0  # callers waiting for room
+        self._closing = False
+        self._failure: BaseException | None = None
+        self._first_error: FedbusError | None = None
+        self._asleep = False
+        self._pid = os.getpid()
+        self._level_heads = _level_heads(journal.heads)
+        self._recent = _Recent(journal.head, turn=journal.head)
+        self._tokens = float(options.signature_burst)
+        self._tokens_at = clock.monotonic()
+        self._publish = sockets.publish_socket(context, endpoint, hwm=options.send_hwm)
+        try:
+            self._replay = sockets.replay_socket(context, endpoint, hwm=32)
+        except FedbusError:
+            self._publish.close(0)
+            raise
+        self._server = ReplayServer(
+            self._replay,
+            journal,
+            frame_bytes=options.replay_bytes,
+            sessions=options.replay_sessions,
+            beat=self._sign_beat,
+            clock=clock,
+        )
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        # daemon: a program that forgets to close ends all the same; the exit handler below flushes first
+        self._thread = threading.Thread(target=self._run, name=f"fedbus-{endpoint.name}", daemon=True)
+        self._thread.start()
+        self._at_exit = weakref.ref(self)
+        atexit.register(_close_at_exit, self._at_exit)
+
+    @classmethod
+    def open(
+        cls,
+        endpoint: Endpoint,
+        *,
+        naming: Naming,
+        journal: JournalOptions,
+        signer: Signer,
+        options: PublisherOptions,
+        limits: Limits,
+        context: zmq.Context[zmq.Socket[bytes]],
+        clock: Clock | None = None,
+        may_publish: Callable[[str], None] | None = None,
+    ) -> Publisher:
+        """Open the journal, bind both sockets, start the thread.
+
+        Raises:
+            JournalLocked: Another process publishes for this endpoint.
+            BindError: An address is taken.
+        """
+        clock = clock or SystemClock()
+        opened = Journal.open(journal, endpoint=endpoint.name, clock=clock)
+        try:
+            return cls(
+                endpoint,
+                naming=naming,
+                journal=opened,
+                signer=signer,
+                options=options,
+                limits=limits,
+                context=context,
+                clock=clock,
+                may_publish=may_publish,
+            )
+        except BaseException:
+            opened.close()
+            raise
+
+    # --- for callers -------------------------------------------------------------------------------------------
+
+    def publish(
+        self,
+        topic: str,
+        body: dict[str, Any],
+        *,
+        timeout: float = 30.0,
+        dataschema: str | None = None,
+        traceparent: str | None = None,
+    ) -> Receipt:
+        """Publish *body* under *topic* (without prefix, environment and service) and return once it is journaled.
+
+        With the default sync policy the message then survives a crash of the machine; in any case of the process.
+
+        Raises:
+            MessageError: The topic or the body cannot be published; nothing was queued.
+            JournalWriteError: The disk refused it; nothing was published, and trying again is safe.
+            QueueFull, DeadlineExceeded: *timeout* seconds were not enough; after DeadlineExceeded it may still appear.
+            PublisherClosed, ForkedError: Open a new publisher.
+        """
+        return self.enqueue(topic, body, timeout=timeout, dataschema=dataschema, traceparent=traceparent).result(
+            timeout
+        )
+
+    def enqueue(
+        self,
+        topic: str,
+        body: dict[str, Any],
+        *,
+        timeout: float = 30.0,
+        dataschema: str | None = None,
+        traceparent: str | None = None,
+    ) -> Pending:
+        """Like :meth:`publish`, but return as soon as the message is queued; its ``result()`` waits for the receipt.
+
+        When the queue is full this blocks, up to *timeout* seconds. :meth:`flush` and :meth:`close` wait for all.
+        """
+        known = self._topics.get(topic) or self._learn(topic)
+        data = strict.encode(body, self._limits)
+        extra = b""
+        if dataschema is not None or traceparent is not None:
+            extra = optional_attributes(dataschema=dataschema, traceparent=traceparent)
+        weight = len(data) + len(extra)
+        if weight + known.overhead > self._limits.message_bytes:
+            raise MessageError(
+                Reason.OVERSIZE, f"the message has {weight + known.overhead} bytes, limit {self._limits.message_bytes}"
+            )
+        pending = Pending(known, data, extra)
+        with self._room:
+            if self._closing or self._pid != os.getpid():
+                self._refuse()
+            if len(self._queue) >= self._options.queue_messages or self._queued_bytes >= self._options.queue_bytes:
+                self._wait_for_room(timeout)
+            self._queue.append(pending)
+            self._queued_bytes += weight
+        if self._asleep:
+            self._asleep = False
+            os.eventfd_write(self._wake, 1)
+        return pending
+
+    def flush(self, timeout: float = 30.0) -> None:
+        """Return when all that was queued before is journaled; raise the first error since the last flush, if any."""
+        with self._room:
+            last = self._queue[-1] if self._queue else None
+            busy = self._busy
+        for pending in (last, busy):
+            if pending is not None:
+                try:
+                    pending.result(timeout)
+                except JournalWriteError:
+                    pass
+        error, self._first_error = self._first_error, None
+        if error is not None:
+            raise error
+
+    def close(self, timeout: float = 30.0) -> None:
+        """Journal and send all that was accepted, then close sockets and journal; calling it again does nothing.
+
+        Raises:
+            DeadlineExceeded: The thread did not end within *timeout* seconds.
+            JournalWriteError: A message queued with :meth:`enqueue` was refused by the disk.
+        """
+        if self._pid != os.getpid():
+            return
+        with self._room:
+            self._closing = True
+            self._room.notify_all()
+        if self._thread.is_alive():
+            try:
+                os.eventfd_write(self._wake, 1)
+            except OSError:
+                pass
+            self._thread.join(timeout)
+            if self._thread.is_alive():
+                raise DeadlineExceeded(f"endpoint {self.endpoint.name!r} did not close within {timeout} s")
+        error, self._first_error = self._first_error, None
+        if error is not None:
+            raise error
+
+    def wait_for_subscribers(self, count: int = 1, timeout: float = 10.0) -> bool:
+        """Return True once *count* subscribers are connected, False after *timeout* seconds."""
+        deadline = self._clock.monotonic() + timeout
+        with self._room:
+            while self.stats.subscribers < count:
+                left = deadline - self._clock.monotonic()
+                if left <= 0 or self._closing:
+                    return False
+                self._room.wait(left)
+        return True
+
+    @property
+    def epoch(self) -> str:
+        """The identity of the journal."""
+        return self._journal.epoch
+
+    @property
+    def head(self) -> int:
+        """The last sequence in the journal."""
+        return self._journal.head
+
+    @property
+    def position(self) -> tuple[str, int]:
+        """Epoch and head."""
+        return self._journal.epoch, self._journal.head
+
+    def __enter__(self) -> Publisher:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # --- in the caller's thread --------------------------------------------------------------------------------
+
+    _busy: Pending | None = None  # last message of the batch in the thread's hands
+
+    def _learn(self, short: str) -> _Topic:
+        service = self.endpoint.service
+        name = self._naming.expand(service, short)
+        check_topic(name)
+        if self._may_publish is not None:
+            self._may_publish(name)
+        if len(self._topics) >= 10_000:
+            self._topics.clear()
+        fields = name.split(".")
+        levels = tuple(".".join(fields[: place + 1]) for place in range(len(fields)))
+        writer = EnvelopeWriter(self.endpoint.name, name, self._journal.epoch)
+        overhead = len(writer.write("0" * 36, "0" * 27, 0, b"", b""))
+        known = _Topic(name, self.endpoint.name, self._journal.epoch, name.encode("ascii"), writer, levels, overhead)
+        self._topics[short] = known
+        return known
+
+    def _refuse(self) -> None:
+        if self._pid != os.getpid():
+            raise ForkedError(
+                f"the publisher of {self.endpoint.name!r} was opened before a fork; open a Bus and a publisher in the "
+                "child, with an endpoint of its own, or publish only in the parent"
+            )
+        if self._failure is not None:
+            raise PublisherClosed(f"the publisher of {self.endpoint.name!r} has failed: {self._failure}")
+        raise PublisherClosed(f"the publisher of {self.endpoint.name!r} is closed")
+
+    def _wait_for_room(self, timeout: float) -> None:
+        options = self._options
+        deadline = self._clock.monotonic() + timeout
+        self._crowded += 1
+        try:
+            while len(self._queue) >= options.queue_messages or self._queued_bytes >= options.queue_bytes:
+                left = deadline - self._clock.monotonic()
+                if left <= 0:
+                    raise QueueFull(
+                        f"{len(self._queue)} messages wait for the journal of {self.endpoint.name!r}; the disk or the "
+                        f"signer does not keep up (waited {timeout} s)"
+                    )
+                self._room.wait(left)
+                if self._closing:
+                    self._refuse()
+        finally:
+            self._crowded -= 1
+
+    # --- in the publisher's thread -----------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            self._loop()
+        except BaseException as error:  # the thread must never end silently
+            log.exception("endpoint %s: the publisher's thread has failed", self.endpoint.name)
+            self._failure = error
+        finally:
+            with self._room:
+                self._closing = True
+                left = list(self._queue)
+                self._queue.clear()
+                self._room.notify_all()
+            for pending in left:
+                pending.error = PublisherClosed(f"the publisher of {self.endpoint.name!r} has failed: {self._failure}")
+                pending._finish()
+            self._publish.close()
+            self._replay.close()
+            try:
+                self._journal.close()
+            except JournalError as error:
+                log.error("endpoint %s: %s", self.endpoint.name, error)
+                self._first_error = self._first_error or error
+            os.close(self._wake)
+
+    def _loop(self) -> None:
+        poller = zmq.Poller()
+        poller.register(self._wake, select.POLLIN)
+        poller.register(self._publish, zmq.POLLIN)
+        poller.register(self._replay, zmq.POLLIN)
+        monotonic = self._clock.monotonic
+        next_beat = monotonic()
+        queue = self._queue
+        while True:
+            now = monotonic()
+            if now >= next_beat:
+                self._on_beat()
+                next_beat = now + self._options.beat_interval
+            if queue:
+                shortage = self._token_shortage(now)
+                if shortage > 0.0:
+                    # half a millisecond at most; what arrives meanwhile joins the batch
+                    time.sleep(shortage)
+                self._tokens -= 1.0
+                self._flush_batch()
+                timeout = 0
+            elif self._closing:
+                break
+            else:
+                timeout = max(0, int((next_beat - now) * 1000) + 1)
+            if self._server.busy:
+                timeout = min(timeout, self._server.pause_ms)
+            if timeout:
+                self._asleep = True
+                if queue or self._closing:
+                    timeout = 0
+            for ready, _ in poller.poll(timeout):
+                if ready is self._publish:
+                    self._read_subscriptions()
+                elif ready is self._replay:
+                    self._server.read_requests()
+                else:
+                    os.eventfd_read(self._wake)
+            self._asleep = False
+            if self._server.busy:
+                self._server.serve()
+        self._send_beat()
+
+    def _token_shortage(self, now: float) -> float:
+        """Refill the bucket of signatures; return how many seconds until there is one."""
+        options = self._options
+        self._tokens = min(
+            float(options.signature_burst), self._tokens + (now - self._tokens_at) * options.signatures_per_second
+        )
+        self._tokens_at = now
+        if self._tokens >= 1.0:
+            return 0.0
+        return (1.0 - self._tokens) / options.signatures_per_second
+
+    def _take_batch(self) -> list[Pending]:
+        options = self._options
+        queue = self._queue
+        batch: list[Pending] = []
+        with self._room:
+            weight = 0
+            room = options.batch_bytes
+            for _ in range(min(len(queue), options.batch_messages)):
+                weight += len(queue[0].data) + len(queue[0].extra)
+                if weight > room and batch:
+                    weight -= len(queue[0].data) + len(queue[0].extra)
+                    break
+                batch.append(queue.popleft())
+            self._queued_bytes -= weight
+            self._busy = batch[-1]
+            if self._crowded:
+                self._room.notify_all()
+        return batch
+
+    def _flush_batch(self) -> None:
+        batch = self._take_batch()
+        try:
+            self._seal_and_send(batch)
+        except JournalError as error:
+            self.stats.failures += len(batch)
+            self._first_error = self._first_error or error
+            log.error("endpoint %s: %d messages refused: %s", self.endpoint.name, len(batch), error)
+            for pending in batch:
+                pending.error = error
+                pending._finish()
+        except BaseException as error:
+            for pending in batch:
+                pending.error = PublisherClosed(f"the publisher of {self.endpoint.name!r} has failed: {error}")
+                pending._finish()
+            raise
+        finally:
+            self._busy = None
+
+    def _seal_and_send(self, batch: list[Pending]) -> None:
+        journal = self._journal
+        wall = self._clock.wall()
+        stamp = rfc3339(wall)
+        first = sequence = journal.head + 1
+        by_topic: dict[_Topic, list[bytes]] = {}
+        for pending in batch:
+            topic = pending.topic
+            pending.id = identifier = str(uuid7())
+            pending.sequence = sequence
+            pending.stamp = stamp
+            envelope = topic.writer.write(identifier, stamp, sequence, pending.extra, pending.data)
+            try:
+                by_topic[topic].append(envelope)
+            except KeyError:
+                by_topic[topic] = [envelope]
+            sequence += 1
+        groups, inside = self._chain(by_topic)
+        parcels = parcel.seal(
+            groups,
+            endpoint=self._endpoint_bytes,
+            epoch=self._epoch_bytes,
+            first=first,
+            sign=self._signer.sign,
+            certificate=self._signer.certificate,
+            parcel_bytes=self._options.parcel_bytes,
+            parcel_messages=self._options.parcel_messages,
+        )
+        journal.append(parcels, first=first, size=len(batch), time_ms=int(wall * 1000))
+        # a receipt stands for the journal, so it need not wait for the socket
+        for pending in batch:
+            pending._finish()
+            self._recent.newer[pending.topic.name] = pending.sequence
+        self._advance(batch, inside)
+        send = self._publish.send
+        weight = 0
+        for _, _, frame in parcels:
+            weight += len(frame)
+            try:
+                send(frame, zmq.NOBLOCK)
+            except zmq.Again:
+                self.stats.unsent += 1
+        stats = self.stats
+        stats.published += len(batch)
+        stats.bytes += weight
+        stats.batches += 1
+        stats.parcels += len(parcels)
+        stats.queued = len(self._queue)
+
+    def _chain(self, by_topic: dict[_Topic, list[bytes]]) -> tuple[list[parcel.Group], dict[str, int]]:
+        """Return the batch's groups with, for each level of their topics, what stands before and inside the batch."""
+        inside: dict[str, int] = {}
+        for topic, envelopes in by_topic.items():
+            count = len(envelopes)
+            for level in topic.levels:
+                inside[level] = inside.get(level, 0) + count
+        heads = self._level_heads
+        groups = [
+            parcel.Group(
+                topic.encoded,
+                parcel.chain_block([(heads.get(level, 0), inside[level]) for level in topic.levels]),
+                envelopes,
+            )
+            for topic, envelopes in by_topic.items()
+        ]
+        return groups, inside
+
+    def _advance(self, batch: list[Pending], inside: dict[str, int]) -> None:
+        """Note the batch's last sequence at every level."""
+        heads = self._level_heads
+        left = len(inside)
+        seen: set[_Topic] = set()
+        done: set[str] = set()
+        for pending in reversed(batch):
+            topic = pending.topic
+            if topic in seen:
+                continue
+            seen.add(topic)
+            for level in topic.levels:
+                if level not in done:
+                    done.add(level)
+                    heads[level] = pending.sequence
+                    left -= 1
+            if not left:
+                return
+
+    def _on_beat(self) -> None:
+        self._signer.refresh()
+        self._send_beat()
+        self._recent.turned(self._journal.head)
+        self._server.tidy()
+
+    def _sign_beat(self) -> bytes:
+        journal = self._journal
+        window, topics = self._recent.facts()
+        facts = beat.BeatFacts(
+            endpoint=self.endpoint.name,
+            epoch=journal.epoch,
+            start=journal.start,
+            head=journal.head,
+            window=window,
+            topics=topics,
+            sent_at_ms=int(self._clock.wall() * 1000),
+            interval_ms=int(self._options.beat_interval * 1000),
+        )
+        return beat.encode(facts, sign=self._signer.sign, certificate=self._signer.certificate)
+
+    def _send_beat(self) -> None:
+        try:
+            self._publish.send(self._sign_beat(), zmq.NOBLOCK)
+            self.stats.beats += 1
+        except zmq.Again:
+            pass
+
+    def _read_subscriptions(self) -> None:
+        """Count who is there: every subscriber asks for beats once."""
+        for _ in range(1000):
+            try:
+                frame = self._publish.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            if frame[1:] == beat.MARK and frame[:1] in (b"\x00", b"\x01"):
+                with self._room:
+                    self.stats.subscribers += 1 if frame[0] else -1
+                    self._room.notify_all()
+
+
+def _level_heads(heads: dict[str, int]) -> dict[str, int]:
+    """Return the last sequence below every level, from the last sequence of every topic."""
+    levels: dict[str, int] = {}
+    for topic, last in heads.items():
+        end = -1
+        while end != len(topic):
+            end = topic.find(".", end + 1)
+            end = len(topic) if end < 0 else end
+            level = topic[:end]
+            levels[level] = max(levels.get(level, 0), last)
+    return levels
+
+
+def _close_at_exit(reference: weakref.ref[Publisher]) -> None:
+    publisher = reference()
+    if publisher is not None:
+        try:
+            publisher.close()
+        except FedbusError as error:
+            log.error("at exit: %s", error)

@@ -1,0 +1,619 @@
+"""The reading end: one SUB socket for all endpoints, a replay connection to each that something is missing from.
+
+Nothing here runs by itself: whoever iterates drives the sockets, in one thread, so a message costs no hand-over between
+threads. While the user is busy frames wait in the socket; what does not fit there is read from the journals later.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import zmq
+
+from fedbus.clock import Clock
+from fedbus.errors import FedbusError, ForkedError, JournalError, LossError, Reason, Refused, WireError
+from fedbus.journal.cursors import CursorStore
+from fedbus.model.limits import Limits
+from fedbus.model.message import Message
+from fedbus.model.position import Cursor
+from fedbus.model.stream import StreamHome
+from fedbus.model.topic import TopicFilter, common_prefix
+from fedbus.transport import sockets
+from fedbus.transport.endpoint import Endpoint
+from fedbus.transport.reader import Loss, Mode, Ready, Since, StreamReader
+from fedbus.transport.refusals import RefusalLog
+from fedbus.trust.verifier import Verifier
+from fedbus.wire import beat as beats
+from fedbus.wire import parcel as parcels
+from fedbus.wire import replay
+
+log = logging.getLogger(__name__)
+
+_NOBLOCK = int(zmq.NOBLOCK)
+_RCVMORE = int(zmq.RCVMORE)
+_DRAIN = 128  # frames taken from a socket before something else gets its turn
+_ANSWER_SECONDS = 5.0  # a fetch whose answer pauses for so long is asked again
+_CONNECT_SECONDS = 1.0  # a first answer that has not come by then: the endpoint is down
+_LOCAL_SECONDS = 0.3  # after which a journal on this machine is read as a file
+_RETRY_SECONDS = (1.0, 30.0)
+_REFRESH_SECONDS = 5.0  # how often CA and revocation files are looked at
+_LOCAL_POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubscriberOptions:
+    """How much a subscriber holds, and how it reads journals."""
+
+    receive_hwm: int = 1000  # frames of one endpoint waiting to be read
+    pending_bytes: int = 8 * 2**20  # live parcels of one stream held while its journal is read
+    fetch_bytes: int = 4 * 2**20  # what one request asks for
+    concurrent_fetches: int = 64
+    commit_interval: float = 1.0  # seconds between two writes of a named cursor
+
+
+@dataclass(slots=True, eq=False)
+class _Link:
+    """One endpoint, as seen from here."""
+
+    endpoint: Endpoint
+    reader: StreamReader
+    socket: zmq.Socket[bytes] | None = None
+    request: int = 0
+    answered: bool = False
+    moved_at: float = 0.0  # when the current fetch last got something
+    next_try_at: float = 0.0
+    failures: int = 0
+    home: StreamHome | None = None  # its journal on this machine, while the endpoint itself is down
+    home_checked_at: float = float("-inf")
+    heard_at_failure: float | None = None
+
+
+@dataclass(slots=True)
+class SubscriberStats:
+    """Counters of one subscriber."""
+
+    frames: int = 0
+    refused: dict[str, int] = field(default_factory=dict)
+
+
+class Subscriber:
+    """Reads the streams of some endpoints from where a cursor or *since* says. Iterate it, or call :meth:`receive`.
+
+    Every message was verified; those of one stream come in order, each once, unless told otherwise by *on_loss* (or,
+    with *strict*, by :class:`~fedbus.errors.LossError`). Belongs to one thread; :meth:`stop` may be called from any.
+    """
+
+    def __init__(
+        self,
+        endpoints: Iterable[Endpoint],
+        filters: Iterable[TopicFilter],
+        *,
+        since: Since,
+        verifier: Verifier,
+        limits: Limits,
+        options: SubscriberOptions,
+        context: zmq.Context[zmq.Socket[bytes]],
+        clock: Clock,
+        positions: Cursor | None = None,
+        store: CursorStore | None = None,
+        cursor: str | None = None,
+        local: Callable[[str], StreamHome | None] | None = None,
+        on_loss: Callable[[Loss], None] | None = None,
+        strict: bool = False,
+    ) -> None:
+        self.filters = list(filters)
+        self.stats = SubscriberStats()
+        self.cursor = cursor
+        self._since = since
+        self._verifier = verifier
+        self._limits = limits
+        self._options = options
+        self._context = context
+        self._clock = clock
+        self._store = store
+        self._local = local
+        self._on_loss = on_loss
+        self._strict = strict
+        self._pid = os.getpid()
+        self._parcel_bytes = 4 * limits.message_bytes + 2**16
+        self._frame_bytes = 8 * limits.message_bytes + 2**20  # beyond it libzmq drops the connection
+        self._prefix = ".".join(common_prefix(self.filters))
+        self._refusals = RefusalLog(log)
+        self._ready: deque[Ready] = deque()
+        self._current: tuple[StreamReader, int] | None = None
+        self._links: dict[str, _Link] = {}
+        self._hungry: dict[str, _Link] = {}
+        self._fetching: dict[zmq.Socket[bytes], _Link] = {}
+        self._request = 0
+        self._next_timer = 0.0
+        self._refresh_at = clock.monotonic() + _REFRESH_SECONDS
+        self._committed: Cursor = {}
+        self._commit_at = clock.monotonic() + options.commit_interval
+        self._stopped = False
+        self._closed = False
+        if store is not None and cursor is not None:
+            self._committed = store.load(cursor)
+            positions = {**(positions or {}), **self._committed}
+        self._positions = positions or {}
+        wanted = list(endpoints)
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._socket = sockets.subscribe_socket(
+            context, hwm=options.receive_hwm, endpoints=len(wanted), frame_bytes=self._frame_bytes
+        )
+        self._socket.subscribe(beats.MARK)
+        if self._prefix:
+            self._socket.subscribe(self._prefix.encode("ascii") + b".")
+            self._socket.subscribe(self._prefix.encode("ascii") + b"\0")
+        else:
+            self._socket.subscribe(b"")
+        self._poller = zmq.Poller()
+        self._poller.register(self._socket, zmq.POLLIN)
+        self._poller.register(self._wake, select.POLLIN)
+        self.update(wanted)
+
+    # --- for users ---------------------------------------------------------------------------------------------
+
+    def receive(self, timeout: float | None = None) -> list[Message]:
+        """Return some messages of one stream, in order, or an empty list after *timeout* seconds or :meth:`stop`.
+
+        Asking again says that the messages returned before have been worked on: the position moves behind them.
+
+        Raises:
+            LossError: With ``strict``, messages are known to be lost.
+        """
+        deadline = None if timeout is None else self._clock.monotonic() + timeout
+        self._finish_current()
+        while True:
+            while self._ready:
+                reader, entry, through = self._ready.popleft()
+                if isinstance(entry, Loss):
+                    reader.finished(through)
+                    self._report(entry)
+                    continue
+                self._current = (reader, through)
+                return entry
+            if self._stopped:
+                return []
+            now = self._clock.monotonic()
+            wait = self._next_timer - now
+            if deadline is not None:
+                if now >= deadline and not self._advance(now):
+                    return []
+                wait = min(wait, deadline - now)
+            if not self._advance(now) and not self._ready and not self._stopped:
+                self._wait(max(0.0, wait))
+
+    def __iter__(self) -> Iterator[Message]:
+        """Yield messages for ever, or until :meth:`stop`; asking for the next one says that the last was worked on."""
+        while True:
+            messages = self.receive()
+            if not messages:
+                return
+            current = self._current
+            assert current is not None
+            reader = current[0]
+            for message in messages:
+                yield message
+                reader.handed = message.sequence
+
+    def done(self, message: Message) -> None:
+        """Say that *message*, and all before it in its stream, was worked on, without asking for the next one."""
+        link = self._links.get(message.endpoint)
+        if link is not None and link.reader.epoch == message.epoch:
+            link.reader.handed = max(link.reader.handed, message.sequence)
+
+    def positions(self) -> Cursor:
+        """Return, for each stream that was joined, up to where its messages have been worked on."""
+        found: Cursor = {}
+        for name, link in self._links.items():
+            position = link.reader.position
+            if position is not None:
+                found[name] = position
+        return found
+
+    def commit(self) -> None:
+        """Write the named cursor, if there is one, and return when it is on disk.
+
+        Raises:
+            JournalError: The store cannot be written.
+            Fenced: A hub with a newer lease has written it.
+        """
+        self._commit_at = self._clock.monotonic() + self._options.commit_interval
+        if self._store is None or self.cursor is None:
+            return
+        moved = {name: place for name, place in self.positions().items() if self._committed.get(name) != place}
+        if moved:
+            self._store.save(self.cursor, moved)
+            self._committed.update(moved)
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether every endpoint that answers has been read up to its head."""
+        return not self._ready and all(
+            link.reader.mode is Mode.LIVE or link.reader.quarantined or link.failures for link in self._links.values()
+        )
+
+    def readers(self) -> list[StreamReader]:
+        """Return the state of each stream, for status and metrics."""
+        return [link.reader for link in self._links.values()]
+
+    def stop(self) -> None:
+        """End the iteration, from any thread or a signal handler; what was received stays to be read again later."""
+        self._stopped = True
+        try:
+            os.eventfd_write(self._wake, 1)
+        except OSError:
+            pass
+
+    def close(self) -> None:
+        """Commit the cursor and close the sockets; calling it again does nothing."""
+        if self._closed or self._pid != os.getpid():
+            return
+        self._closed = True
+        try:
+            self.commit()
+        finally:
+            for link in self._links.values():
+                self._close_home(link)
+            for socket in list(self._fetching):
+                socket.close(0)
+            self._fetching.clear()
+            self._socket.close(0)
+            os.close(self._wake)
+
+    def update(self, endpoints: Iterable[Endpoint]) -> None:
+        """Take up a changed list of endpoints; those that stay the same are not touched."""
+        wanted = {one.name: one for one in endpoints if one.wire == "native"}
+        for name, link in list(self._links.items()):
+            new = wanted.get(name)
+            if new is None or (new.publish, new.replay) != (link.endpoint.publish, link.endpoint.replay):
+                position = link.reader.position
+                if position is not None:
+                    self._positions = {**self._positions, name: position}
+                self._end_fetch(link)
+                self._close_home(link)
+                self._hungry.pop(name, None)
+                del self._links[name]
+                try:
+                    self._socket.disconnect(link.endpoint.publish)
+                except zmq.ZMQError:
+                    pass
+        for name, endpoint in wanted.items():
+            if name in self._links:
+                continue
+            position = self._positions.get(name)
+            reader = StreamReader(
+                name,
+                prefix=self._prefix,
+                chosen=self._chosen,
+                since=self._since if position is None else Since(position),
+                verifier=self._verifier,
+                limits=self._limits,
+                pending_bytes=self._options.pending_bytes,
+                parcel_bytes=self._parcel_bytes,
+                ready=self._ready,
+            )
+            link = self._links[name] = _Link(endpoint, reader)
+            self._hungry[name] = link
+            self._socket.connect(endpoint.publish)
+        self._next_timer = 0.0
+
+    def __enter__(self) -> Subscriber:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # --- driving -----------------------------------------------------------------------------------------------
+
+    def _finish_current(self) -> None:
+        current = self._current
+        if current is not None:
+            current[0].finished(current[1])
+            self._current = None
+            if self._store is not None and self._clock.monotonic() >= self._commit_at:
+                self.commit()
+
+    def _report(self, loss: Loss) -> None:
+        if self._strict:
+            raise LossError(str(loss))
+        if self._on_loss is not None:
+            self._on_loss(loss)
+        else:
+            log.warning("%s", loss)
+
+    def _chosen(self, topic: str) -> bool:
+        return not self.filters or any(one.matches(topic) for one in self.filters)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether :meth:`stop` was called."""
+        return self._stopped
+
+    def descriptors(self) -> list[int]:
+        """Return the file descriptors that become readable when :meth:`receive` may find something."""
+        return [self._wake, *(int(socket.getsockopt(zmq.FD)) for socket in (self._socket, *self._fetching))]
+
+    def next_timer(self) -> float:
+        """Return in how many seconds :meth:`receive` should be called even if no descriptor becomes readable."""
+        return max(0.0, self._next_timer - self._clock.monotonic())
+
+    def _wait(self, seconds: float) -> None:
+        # rounded up: a poll of 0 ms for the last half millisecond would spin
+        self._poller.poll(int(seconds * 1000) + 1)
+
+    def _advance(self, now: float) -> bool:
+        """Take in what the sockets have, do what is due; return whether there may be more right away."""
+        if self._pid != os.getpid():
+            raise ForkedError("the subscriber was opened before a fork; open a Bus and subscribe in the child")
+        more = self._drain_live(now)
+        for socket, link in list(self._fetching.items()):
+            more |= self._drain_answers(socket, link, now)
+        if now >= self._next_timer:
+            self._on_timer(now)
+        return more
+
+    def _drain_live(self, now: float) -> bool:
+        recv = self._socket.recv
+        take = self._take_live
+        for _ in range(_DRAIN):
+            try:
+                frame = recv(_NOBLOCK)
+            except zmq.Again:
+                return False
+            try:
+                if self._socket.getsockopt(_RCVMORE):
+                    while self._socket.getsockopt(_RCVMORE):
+                        recv(_NOBLOCK)
+                    raise WireError(Reason.FRAMES, "more than one frame where a parcel or a beat is one")
+                take(frame, now)
+            except Refused as error:
+                self._refused(frame, error, now)
+            if len(self._ready) >= 64:
+                return True
+        return True
+
+    def _take_live(self, frame: bytes, now: float) -> None:
+        self.stats.frames += 1
+        if not frame:
+            raise WireError(Reason.FRAMES, "an empty frame")
+        if frame[0] == 2:
+            beat = beats.decode(frame)
+            link = self._links.get(beat.facts.endpoint)
+            if link is None:
+                raise WireError(Reason.UNKNOWN_ENDPOINT, f"a beat of {beat.facts.endpoint!r}, which is not configured")
+            link.reader.on_beat(beat, now, self._clock.wall())
+        else:
+            parcel = parcels.decode(frame, parcel_bytes=self._parcel_bytes)
+            link = self._links.get(parcel.endpoint)
+            if link is None:
+                raise WireError(Reason.UNKNOWN_ENDPOINT, f"a parcel of {parcel.endpoint!r}, which is not configured")
+            link.reader.on_live(parcel, now)
+        if link.reader.wants_fetch and link.request == 0:
+            # hearing from it is reason to ask again at once
+            if link.failures and link.reader.heard_at != link.heard_at_failure:
+                link.failures = 0
+                link.next_try_at = now
+            self._hungry[link.endpoint.name] = link
+            if link.next_try_at <= now:
+                self._next_timer = now
+
+    def _refused(self, frame: bytes, error: Refused, now: float, source: str | None = None) -> None:
+        self._verifier.reject(error.reason)
+        counts = self.stats.refused
+        counts[error.reason.value] = counts.get(error.reason.value, 0) + 1
+        if source is None:
+            source = _claimed_endpoint(frame)
+        link = self._links.get(source)
+        if link is not None:
+            link.reader.stats.refused += 1
+        self._refusals.refused(source, error.reason, str(error), now)
+
+    # --- replay ------------------------------------------------------------------------------------------------
+
+    def _on_timer(self, now: float) -> None:
+        """Start fetches, give up those that do not answer, look at files that may have changed."""
+        for name, link in list(self._hungry.items()):
+            if not link.reader.wants_fetch:
+                del self._hungry[name]
+                self._end_fetch(link)
+            elif link.request:
+                self._watch_fetch(link, now)
+            elif now >= link.next_try_at and len(self._fetching) < self._options.concurrent_fetches:
+                self._start_fetch(link, now)
+        if now >= self._refresh_at:
+            self._refresh_at = now + _REFRESH_SECONDS
+            self._verifier.refresh()
+        for link in self._links.values():
+            if link.home is not None and link.request == 0:
+                self._follow_home(link, now)
+        if self._store is not None and self._current is None and now >= self._commit_at:
+            self.commit()
+        pause = 0.05 if self._hungry else 0.5
+        self._next_timer = now + pause
+
+    def _start_fetch(self, link: _Link, now: float) -> None:
+        self._request = self._request % 0xFFFF_FFFF + 1
+        if link.socket is None:
+            link.socket = sockets.fetch_socket(self._context, link.endpoint.replay, frame_bytes=self._frame_bytes)
+            self._poller.register(link.socket, zmq.POLLIN)
+            self._fetching[link.socket] = link
+        link.request = self._request
+        link.answered = False
+        link.moved_at = now
+        request = link.reader.fetch(self._request, self._options.fetch_bytes, now)
+        try:
+            link.socket.send(replay.encode_fetch(request), _NOBLOCK)
+        except zmq.Again:
+            self._fetch_failed(link, now)
+
+    def _watch_fetch(self, link: _Link, now: float) -> None:
+        silent = now - link.moved_at
+        if link.answered:
+            if silent > _ANSWER_SECONDS:
+                self._fetch_failed(link, now)
+            return
+        if silent > _LOCAL_SECONDS and self._read_home(link, now):
+            return
+        if silent > _CONNECT_SECONDS:
+            self._fetch_failed(link, now)
+
+    def _fetch_failed(self, link: _Link, now: float) -> None:
+        """Nobody answers: try again later, or as soon as the endpoint is heard."""
+        self._end_fetch(link)
+        least, most = _RETRY_SECONDS
+        link.next_try_at = now + min(most, least * 2.0 ** min(link.failures, 10))
+        link.failures += 1
+        link.heard_at_failure = link.reader.heard_at
+
+    def _end_fetch(self, link: _Link) -> None:
+        link.request = 0
+        if link.socket is not None:
+            self._poller.unregister(link.socket)
+            del self._fetching[link.socket]
+            link.socket.close(0)
+            link.socket = None
+
+    def _drain_answers(self, socket: zmq.Socket[bytes], link: _Link, now: float) -> bool:
+        for _ in range(8):
+            if len(self._ready) >= 64:
+                return True
+            try:
+                frames = socket.recv_multipart(_NOBLOCK)
+            except zmq.Again:
+                return False
+            try:
+                if len(frames) != 2:
+                    raise WireError(Reason.FRAMES, f"a replay answer of {len(frames)} frames")
+                self._take_answer(link, frames[0], frames[1], now)
+            except Refused as error:
+                self._refused(b"", error, now, link.endpoint.name)
+                self._fetch_failed(link, now)
+            except JournalError as error:
+                self._refused(b"", WireError(Reason.MALFORMED, str(error)), now, link.endpoint.name)
+                self._fetch_failed(link, now)
+            if link.socket is not socket:
+                return True
+        return True
+
+    def _take_answer(self, link: _Link, header: bytes, payload: bytes, now: float) -> None:
+        kind, request = replay.decode_header(header)
+        if request != link.request:
+            return  # of a fetch that was given up
+        link.answered = True
+        link.moved_at = now
+        link.failures = 0
+        self._close_home(link)
+        reader = link.reader
+        if kind is replay.Kind.RECORDS:
+            for error in reader.on_records(payload):
+                self._refused(b"", error, now, link.endpoint.name)
+            return
+        if kind is replay.Kind.BEAT:
+            reader.on_fetched_beat(beats.decode(payload), now)
+            return
+        fact = replay.decode_fact(kind, payload)
+        if isinstance(fact, replay.Start):
+            reader.on_start(fact)
+        elif isinstance(fact, replay.End):
+            for error in reader.on_end(fact):
+                self._refused(b"", error, now, link.endpoint.name)
+            link.request = 0
+            if reader.wants_fetch:
+                link.next_try_at = now
+                self._start_fetch(link, now)
+            else:
+                self._hungry.pop(link.endpoint.name, None)
+                self._end_fetch(link)
+        else:
+            log.warning("endpoint %s cannot replay: %s (%s)", link.endpoint.name, fact.text, fact.code)
+            self._fetch_failed(link, now)
+
+    # --- a journal on this machine whose endpoint is down ------------------------------------------------------
+
+    def _read_home(self, link: _Link, now: float) -> bool:
+        """Read the stream from the journal's files; return False where there are none here."""
+        if self._local is None:
+            return False
+        try:
+            if link.home is None:
+                link.home = self._local(link.endpoint.name)
+                if link.home is None:
+                    return False
+            home, reader = link.home, link.reader
+            fetch = reader.fetch(0, self._options.fetch_bytes, now)
+            if fetch.time_ms is not None:
+                after = home.position_at(fetch.time_ms)
+            elif fetch.age_ms is not None:
+                after = home.position_at(int(self._clock.wall() * 1000) - fetch.age_ms)
+            elif fetch.epoch is not None and fetch.epoch != home.epoch:
+                after = 0
+            else:
+                after = min(fetch.after or 0, home.head)
+            after = max(after, home.start - 1)
+            reader.on_start(replay.Start(home.epoch, after))
+            below = TopicFilter(fetch.filters[0]) if fetch.filters else None
+            piece = home.read(after, self._options.fetch_bytes, wanted=below.matches if below else None)
+            for error in reader.on_records(piece.data):
+                self._refused(b"", error, now, link.endpoint.name)
+            for error in reader.on_end(replay.End(piece.through, piece.end, list(piece.lost))):
+                self._refused(b"", error, now, link.endpoint.name)
+        except (JournalError, Refused, OSError) as error:
+            log.warning("endpoint %s: its journal here cannot be read: %s", link.endpoint.name, error)
+            self._close_home(link)
+            return False
+        self._end_fetch(link)
+        link.home_checked_at = now
+        if reader.wants_fetch:
+            link.next_try_at = now
+        else:
+            self._hungry.pop(link.endpoint.name, None)
+        return True
+
+    def _follow_home(self, link: _Link, now: float) -> None:
+        """See whether a short-lived publisher has added to a journal that we read as a file."""
+        home = link.home
+        if home is None or now - link.home_checked_at < _LOCAL_POLL_SECONDS:
+            return
+        link.home_checked_at = now
+        refresh = getattr(home, "refresh", None)
+        try:
+            if refresh is not None and refresh() and (home.epoch, home.head) != _place(link.reader):
+                link.reader.mode = Mode.BEHIND
+                self._hungry[link.endpoint.name] = link
+        except (FedbusError, OSError) as error:
+            log.warning("endpoint %s: its journal here cannot be read: %s", link.endpoint.name, error)
+            self._close_home(link)
+
+    def _close_home(self, link: _Link) -> None:
+        home: Any = link.home
+        link.home = None
+        if home is not None and hasattr(home, "close"):
+            home.close()
+
+
+def _place(reader: StreamReader) -> tuple[str, int]:
+    return reader.epoch, reader.accounted
+
+
+def _claimed_endpoint(frame: bytes) -> str:
+    """Return whom an unverified frame says it is from, for the log."""
+    end = frame.find(b"\0", 0, 257)
+    if end < 0:
+        return "unknown"
+    if frame[:1] == beats.MARK:
+        name = frame[1:end]
+    else:
+        length = frame[end + 2] if len(frame) > end + 2 else 0
+        name = frame[end + 3 : end + 3 + length]
+    text = name.decode("ascii", "replace")
+    return text if text.isprintable() and text else "unknown"
