@@ -250,9 +250,21 @@ class Authority:
             return self.certificate_path
 
     def list(self) -> tuple[Record, ...]:
-        """Every certificate issued here, by name and then by age."""
+        """Every certificate issued here, by name and then by age.
+
+        Raises:
+            KeysError: There is no such folder, or a file in it cannot be read.
+        """
+        try:
+            if not self.certificate_path.exists():
+                raise KeysError(f"there is no CA in {self.directory}; make one: fedbus keys ca")
+            paths = sorted(path for path in (self.directory / "issued").iterdir() if path.suffix == ".crt")
+        except FileNotFoundError:  # a CA made elsewhere has no record yet
+            paths = []
+        except OSError as error:
+            raise KeysError(f"cannot read the folder of keys {self.directory}: {error.strerror}") from error
         records = []
-        for path in sorted((self.directory / "issued").glob("*.crt")):
+        for path in paths:
             certificate = load_certificates(path, "certificate")[0]
             names = certificate_names(certificate)
             name = names[0] if names else certificate.subject.rfc4514_string()

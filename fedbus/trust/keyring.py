@@ -17,6 +17,7 @@ from fedbus.clock import Clock, SystemClock
 from fedbus.errors import KeysError
 from fedbus.trust.expiry import CRL_ALARM_DAYS, Expiry, ExpiryAlarms, stamp
 from fedbus.trust.files import file_mark, read_private, read_public
+from fedbus.trust.leaf import PARSER_ERRORS
 
 log = logging.getLogger(__name__)
 
@@ -191,9 +192,7 @@ class Keyring:
             issuers = [one for one in authorities if _issued(one, found)]
             if not issuers:
                 log.error(
-                    "ignoring the revocation list of %s in %s: no trusted CA has signed it; fetch the list of a CA "
-                    "in %s",
-                    found.issuer.rfc4514_string(),
+                    "ignoring a revocation list in %s: no CA in %s has signed it; fetch the list of one of these",
                     path,
                     self.options.ca,
                 )
@@ -217,7 +216,7 @@ class Keyring:
         """Let *found* be the list of *issuer*, unless it cannot be used or a newer one is known."""
         try:
             new = _revocation_list(found)
-        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        except PARSER_ERRORS as error:
             log.error("ignoring the revocation list of %s in %s: %s", issuer.name, path, error)
             return
         known = self._newest.get(issuer.fingerprint)
@@ -269,7 +268,7 @@ def load_certificates(path: Path, what: str) -> list[x509.Certificate]:
     data = read_public(path, what)
     try:
         return x509.load_pem_x509_certificates(data)
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except PARSER_ERRORS as error:
         raise KeysError(f"cannot use {what} {path}: it holds no certificate in PEM form ({error})") from error
 
 
@@ -289,10 +288,10 @@ def _load_authorities(path: Path) -> list[x509.Certificate]:
     for certificate in certificates:
         try:
             problem = _authority_problem(certificate)
-        except (ValueError, UnsupportedAlgorithm) as error:
-            problem = str(error)
-        if problem:
             name = certificate.subject.rfc4514_string()
+        except PARSER_ERRORS as error:
+            problem, name = str(error), "a certificate"
+        if problem:
             raise KeysError(f"cannot trust {name} in {path}: {problem}; put CA certificates only there")
     return certificates
 
@@ -342,7 +341,7 @@ def _load_lists(path: Path) -> list[x509.CertificateRevocationList]:
     try:
         for block in data.split(_PEM_CRL_END)[:-1]:
             lists.append(x509.load_pem_x509_crl(block + _PEM_CRL_END))
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except PARSER_ERRORS as error:
         raise KeysError(f"cannot use revocation list {path}: {error}") from error
     if not lists:
         raise KeysError(f"cannot use revocation list {path}: it holds no list in PEM form")
@@ -351,12 +350,12 @@ def _load_lists(path: Path) -> list[x509.CertificateRevocationList]:
 
 def _issued(authority: TrustedAuthority, found: x509.CertificateRevocationList) -> bool:
     """Whether *authority* has signed the list *found*, with a hash that counts."""
-    if found.issuer != authority.certificate.subject:
-        return False
-    key = authority.certificate.public_key()
     try:
+        if found.issuer != authority.certificate.subject:
+            return False
+        key = authority.certificate.public_key()
         return allowed_hash(found, key) and found.is_signature_valid(key)  # type: ignore[arg-type]
-    except (InvalidSignature, UnsupportedAlgorithm, TypeError, ValueError):
+    except (InvalidSignature, *PARSER_ERRORS):
         return False
 
 

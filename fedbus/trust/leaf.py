@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID
@@ -15,6 +15,16 @@ from fedbus.trust.names import URI_PREFIX, is_name
 
 ED25519_SIGNATURE_BYTES = 64
 MAX_P256_SIGNATURE_BYTES = 72  # DER of two integers of 33 bytes at most
+
+# What the parser of certificates and revocation lists raises, apart from a lack of memory.
+PARSER_ERRORS = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
 
 _ECDSA = ec.ECDSA(hashes.SHA256())
 _KNOWN_EXTENSIONS = frozenset(
@@ -121,7 +131,7 @@ def certificate_names(certificate: x509.Certificate) -> list[str]:
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         return _endpoints(names)
-    except (x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType, ValueError):
+    except (x509.ExtensionNotFound, *PARSER_ERRORS):
         return []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -180,3 +181,21 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path):
     with pytest.raises(KeysError, match="cannot write"):
         write_atomic(target, b"new", mode=0o600)
     assert list(folder.iterdir()) == [target]
+
+
+def test_two_at_once_take_turns_and_no_list_number_is_used_twice(authority, clock):
+    def renew() -> None:
+        mine = Authority.open(authority.directory, clock=clock)
+        for _ in range(10):
+            mine.write_crl()
+
+    first = crl_numbers(authority)[0]
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(renew), pool.submit(renew)]:
+            done.result(timeout=60)
+    assert crl_numbers(authority) == [first + 20]
+
+
+def test_a_folder_without_a_ca_says_how_to_make_one(tmp_path):
+    with pytest.raises(KeysError, match="fedbus keys ca"):
+        Authority(tmp_path / "nowhere").list()

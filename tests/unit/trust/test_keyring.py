@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import logging
 import os
 from datetime import UTC, datetime, timedelta
@@ -11,6 +12,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from fedbus.errors import KeysError, Reason, TrustError
 from fedbus.model.topic import Naming
@@ -139,6 +142,34 @@ def test_a_list_that_cannot_be_used_leaves_the_old_one_in_force_until_that_expir
     assert reason_of(verifier, bodhi.public_bytes(serialization.Encoding.DER)) is Reason.REVOKED
     clock.advance(31 * DAY)
     assert reason_of(verifier, signer.certificate) is Reason.CRL
+
+
+@pytest.mark.badinput("B25")
+@pytest.mark.parametrize("which", ["ca", "crl"])
+@given(data=st.data())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+def test_whatever_the_files_hold_a_running_keyring_stays_up_and_never_trusts_more(
+    authority, options, signer, clock, which, data
+):
+    """Bytes of either file are altered inside the PEM armour, so that the parser meets them."""
+    if not (authority.directory / "bodhi.web01.crt").exists():  # one folder serves all examples
+        authority.issue("bodhi.web01")
+        authority.revoke("bodhi.web01")
+    path = options.ca if which == "ca" else options.crl
+    good = path.read_bytes()
+    verifier = verifier_of(options, clock)
+    head, body, tail = good.split(b"-----\n", 1)[0] + b"-----\n", *good.split(b"-----\n", 1)[1].rsplit(b"-----END", 1)
+    der = bytearray(base64.b64decode(body))
+    start = data.draw(st.integers(0, len(der) - 1))
+    der[start : start + data.draw(st.integers(0, 8))] = data.draw(st.binary(max_size=8))
+    try:
+        replace(path, head + base64.encodebytes(bytes(der)) + b"-----END" + tail)
+        verifier.refresh()
+        bodhi = x509.load_pem_x509_certificate((authority.directory / "bodhi.web01.crt").read_bytes())
+        assert reason_of(verifier, bodhi.public_bytes(serialization.Encoding.DER)) is not None
+        assert reason_of(verifier, b"noise") is Reason.CERTIFICATE
+    finally:
+        replace(path, good)
 
 
 # --- CA files --------------------------------------------------------------------------------------------------
