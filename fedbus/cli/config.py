@@ -86,7 +86,7 @@ def _defaults(settings: Settings) -> Iterator[tuple[KeyPath, Any]]:
     yield ("keys", "directory"), settings.keys
     for field in dataclasses.fields(settings.keyring):
         yield ("keys", field.name), getattr(settings.keyring, field.name)
-    sections = {
+    sections: dict[str, Any] = {
         "journal": settings.journal,
         "publisher": settings.publisher,
         "subscriber": settings.subscriber,

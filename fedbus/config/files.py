@@ -238,11 +238,13 @@ def _read(path: Path) -> Document:
 def parse(data: bytes, name: str) -> Document:
     """Read *data*, the bytes of one file called *name*; faults are in ``problems``, never raised."""
     document = Document(name)
+    reader = _Reader(document)
     try:
-        _Reader(document).read(_text(data, name))
+        reader.read(_text(data, name))
     except _Stop as stop:
         document.problems.append(stop.problem)
         document.whole = False
+        document.doubtful.update(reader.unfinished())
     return document
 
 
@@ -288,6 +290,10 @@ class _Reader:
     def read(self, text: str) -> None:
         for event in self._events(text):
             self._take(event)
+
+    def unfinished(self) -> list[KeyPath]:
+        """Return the paths of what has been begun and whose end has not been read."""
+        return [frame.path for frame in self._stack if frame.path]
 
     def _events(self, text: str) -> Iterator[Any]:
         try:

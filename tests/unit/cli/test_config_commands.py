@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import json
+import socket
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from fedbus.cli.check import check
+from fedbus.cli.config import config
+from fedbus.cli.init import init
+from fedbus.config.init import create
+from fedbus.config.settings import Settings
+from fedbus.errors import ConfigError
+
+
+def run(command: click.Command, *arguments: str, folder: Path | None = None, stdin: str | None = None) -> Result:
+    return CliRunner().invoke(command, arguments, obj={"config": str(folder) if folder else None}, input=stdin)
+
+
+def shown(result: Result) -> Any:
+    return json.loads(result.stdout)
+
+
+@pytest.fixture
+def bus(tmp_path: Path) -> Path:
+    create(tmp_path / "bus", ["koji.build01", "bodhi.web01"])
+    return tmp_path / "bus"
+
+
+def test_init_writes_a_set_up_and_says_what_to_try_next(tmp_path):
+    result = run(init, str(tmp_path / "a bus"), "--endpoint", "koji.build01", "--environment", "stg")
+    assert result.exit_code == 0
+    assert f"export FEDBUS_CONFIG='{tmp_path}/a bus'" in result.output
+    assert "--as koji.build01" in result.output
+    assert Settings.load(tmp_path / "a bus", {}).environment == "stg"
+
+
+def test_init_can_say_what_it_wrote_as_json(tmp_path):
+    report = shown(run(init, str(tmp_path / "bus"), "--endpoint", "koji.build01", "--json"))
+    assert report["directory"] == str(tmp_path / "bus")
+    assert report["endpoints"]["koji.build01"]["publish"].startswith("tcp://127.0.0.1:")
+
+
+def test_init_refuses_a_folder_in_use(bus):
+    assert isinstance(run(init, str(bus), "--endpoint", "koji.build01").exception, ConfigError)
+
+
+def test_config_shows_each_value_with_its_file_and_line(bus):
+    result = run(config, folder=bus)
+    assert result.exit_code == 0
+    lines = {line.partition(": ")[0]: line for line in result.output.splitlines()}
+    assert lines["environment"].split() == ["environment:", "dev", "#", "10-bus.yaml:5"]
+    assert lines["endpoints.koji.build01.publish"].endswith("# 20-endpoints.yaml:7")
+    assert "journal.sync" not in lines
+
+
+def test_config_of_one_key_prints_the_bare_value_set_or_not(bus):
+    assert run(config, "environment", folder=bus).output == "dev\n"
+    assert run(config, "journal.sync", folder=bus).output == "always\n"
+    assert run(config, "limits.nesting", folder=bus).output == "64\n"
+
+
+def test_config_can_show_defaults_too(bus):
+    output = run(config, "--all", folder=bus).output
+    assert "publisher.signature_burst: 32 " in output
+    assert "# default" in output
+
+
+def test_config_as_json_is_nested_as_the_files_are(bus):
+    path = bus / "40-more.yaml"
+    path.write_text("policy:\n  - {signer: koji.*, topics: [a, b]}\n")
+    path.chmod(0o600)
+    report = shown(run(config, "--json", folder=bus))
+    assert report["policy"] == [{"signer": "koji.*", "topics": ["a", "b"]}]
+    assert set(report["endpoints"]) == {"koji.build01", "bodhi.web01"}
+    report = shown(run(config, "environment", "--json", "--origins", folder=bus))
+    assert report == {"environment": {"value": "dev", "origin": f"{bus}/10-bus.yaml:5"}}
+
+
+def test_config_suggests_the_key_that_was_meant(bus):
+    error = run(config, "endpoints.koji.build01.publis", folder=bus).exception
+    assert isinstance(error, ConfigError)
+    assert "did you mean 'endpoints.koji.build01.publish'?" in str(error)
+
+
+def test_config_never_shows_a_secret(bus, monkeypatch):
+    monkeypatch.setenv("WORD", "hunter2")
+    path = bus / "40-more.yaml"
+    path.write_text(
+        "consumers: {irc: {settings: {password: hunter2, sasl: {api_token: '${WORD}'}, nick: '${WORD}x'}}}\n"
+    )
+    path.chmod(0o600)
+    output = run(config, folder=bus).output + run(config, "--json", folder=bus).output
+    assert output.count("********") == 4
+    assert "hunter2x" in output
+    assert "hunter2\n" not in output.replace("hunter2x", "")
+    assert "(${WORD}x)" in output
+
+
+def test_control_characters_in_values_are_shown_escaped(bus):
+    path = bus / "40-more.yaml"
+    path.write_text('consumers: {irc: {settings: {motd: "\\e[31mred"}}}\n')
+    path.chmod(0o600)
+    output = run(config, folder=bus).output
+    assert "\x1b" not in output
+    assert "\\u001b[31mred" in output
+
+
+@pytest.mark.badinput("B47")
+@pytest.mark.parametrize("command", [(config,), (check,), (check, "config"), (check, "keys"), (check, "topics")])
+def test_every_command_names_all_faults_of_a_bad_configuration(bus, command):
+    path = bus / "40-more.yaml"
+    path.write_text("limit: 1\nlog: {level: no}\n")
+    path.chmod(0o600)
+    error = run(*command, folder=bus).exception
+    assert isinstance(error, ConfigError)
+    assert [problem.removeprefix(str(bus)).split(": ")[0] for problem in error.problems] == [
+        "/40-more.yaml:1",
+        "/40-more.yaml:2",
+    ]
+
+
+def test_check_config_says_so_when_all_is_well(bus):
+    assert "is fit for use: org.example.dev, 2 endpoints" in run(check, "config", folder=bus).output
+    assert shown(run(check, "config", "--json", folder=bus)) == {"ok": True, "problems": [], "directory": str(bus)}
+
+
+def test_check_config_lists_the_faults_as_json(bus):
+    (bus / "10-bus.yaml").chmod(0o666)
+    result = run(check, "config", "--json", folder=bus)
+    assert result.exit_code == 3
+    assert "has mode 0666" in shown(result)["problems"][0]
+
+
+def listen(bus: Path, stack: ExitStack) -> None:
+    for endpoint in Settings.load(bus, {}).endpoints.values():
+        for address in (endpoint.publish, endpoint.replay):
+            server = stack.enter_context(socket.socket())
+            server.bind(("127.0.0.1", int(address.rpartition(":")[2])))
+            server.listen()
+
+
+def test_check_of_a_sound_bus_with_all_endpoints_up_is_ok(bus):
+    with ExitStack() as stack:
+        listen(bus, stack)
+        result = run(check, folder=bus)
+        assert result.exit_code == 0
+        assert {line.split()[0] for line in result.output.splitlines()} == {"OK"}
+        result = run(check, "--nagios", folder=bus)
+        assert result.exit_code == 0
+        assert result.output == "FEDBUS OK - 9 checks passed | checks=9 bad=0\n"
+
+
+def test_check_tells_which_endpoint_does_not_answer(bus):
+    result = run(check, "--json", folder=bus)
+    assert result.exit_code == 5
+    report = shown(result)
+    assert report["state"] == "critical"
+    assert {one["name"] for one in report["results"] if one["state"] != "ok"} == {
+        f"{name} {role}" for name in ("koji.build01", "bodhi.web01") for role in ("publish", "replay")
+    }
+
+
+def test_check_for_nagios_has_its_exit_codes_and_one_line(bus):
+    result = run(check, "--nagios", folder=bus)
+    assert result.exit_code == 2
+    assert result.output.startswith("FEDBUS CRITICAL - koji.build01 publish tcp://")
+    (bus / "10-bus.yaml").chmod(0o666)
+    result = run(check, "--nagios", folder=bus)
+    assert result.exit_code == 3
+    assert result.output.startswith("FEDBUS UNKNOWN - ")
+    assert result.output.count("\n") == 1
+
+
+@pytest.mark.badinput("B45")
+def test_check_keys_finds_a_key_that_others_can_read(bus):
+    assert run(check, "keys", folder=bus).exit_code == 0
+    (bus / "keys/koji.build01.key").chmod(0o644)
+    result = run(check, "keys", folder=bus)
+    assert result.exit_code == 4
+    assert "0644" in result.output
+
+
+def test_check_keys_looks_only_at_the_keys_of_this_host(bus):
+    (bus / "keys/koji.build01.key").unlink()
+    (bus / "keys/koji.build01.crt").unlink()
+    result = run(check, "keys", "--json", folder=bus)
+    assert result.exit_code == 0
+    assert "certificate koji.build01" not in {one["name"] for one in shown(result)["results"]}
+
+
+def test_check_topics_reports_what_the_naming_rules_say(bus):
+    result = run(check, "topics", "package.builds.complete", "koji.package.build.start", folder=bus)
+    assert result.exit_code == 1
+    assert result.output == "package.builds.complete: plural: 'builds' is a plural; objects are singular: 'build'\n"
+    result = run(check, "topics", "-", "--json", folder=bus, stdin="# mine\npackage.build.completed\n\n")
+    assert [one["suggestion"] for one in shown(result)["findings"]] == ["complete"]
+    assert run(check, "topics", "a.cherrypick", "--verb", "cherrypick", folder=bus).exit_code == 0
+
+
+def test_check_topics_shows_what_it_is_given_escaped(bus):
+    result = run(check, "topics", "a\x1b[31m.b", folder=bus)
+    assert "\x1b" not in result.output
+
+
+@pytest.mark.parametrize("command", [init, config, check, *check.commands.values()], ids=lambda one: one.name)
+def test_every_help_has_examples(command):
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    assert "Examples:\n" in result.output
