@@ -25,6 +25,7 @@ from fedbus.journal.retention import SegmentInfo, removable
 from fedbus.journal.segment import (
     HEADER,
     NO_CEILING,
+    RECORD,
     FileCache,
     OpenFile,
     Record,
@@ -78,10 +79,11 @@ class JournalOptions:
 class _Segment:
     """A segment file and, once it was needed, its index."""
 
-    __slots__ = ("base", "index", "path")
+    __slots__ = ("base", "index", "newest", "path")
 
     def __init__(self, path: Path, base: int, index: Index | None = None) -> None:
         self.path = path
+        self.newest = (0, b"")  # where the last batch begins that a follower has seen, and the header it had
         self.base = base
         self.index = index
 
@@ -288,7 +290,7 @@ class _Reading:
             if gather.left <= 0 and batch.last < through:
                 return start + end
         if expected <= through or not sound:
-            self._note_damage(segment, index, block, base, through)
+            self._note_damage(segment, f"block at byte {index.offsets[block]}, sequences {base} to {through}")
             gather.pass_to(through)
         elif whole:
             index.checked[block] = 1
@@ -366,7 +368,9 @@ class _Reading:
             index.add_batch(batch)
         index.whole = index.whole and index.tip == (len(data), ceiling)
         index.distrust()
-        if index.whole and self._may_mark:
+        if not index.whole:
+            self._note_damage(segment, "its records do not follow on each other, or its header is not sound")
+        elif self._may_mark:
             self._keep_index(segment, index)
         return index
 
@@ -375,10 +379,9 @@ class _Reading:
         with contextlib.suppress(OSError):
             write_atomically(segment.sidecar(".index"), index.encode(segment.path.stat().st_size))
 
-    def _note_damage(self, segment: _Segment, index: Index, block: int, first: int, last: int) -> None:
+    def _note_damage(self, segment: _Segment, text: str) -> None:
         """Say once, in the log and in a file beside the segment, that something in it is damaged."""
         note = segment.sidecar(".damaged")
-        text = f"block at byte {index.offsets[block]}, sequences {first} to {last}"
         if not self._may_mark:
             log.error("%s is damaged: %s", segment.path, text)
             return
@@ -960,22 +963,22 @@ class JournalReader(_Reading):
             segment.index = Index(segment.base, fixed.data_start if fixed is not None and sound else HEADER.size)
         index = segment.index
         end, last = index.tip
-        if size < end:
-            segment.index = None  # the writer took back a batch that it could not sync
+        at, newest = segment.newest
+        if size < HEADER.size:
+            return
+        if size < end or file.read(at, len(newest)) != newest:
+            # the writer took back a batch that it could not sync, and may have put another in its place
+            segment.index, segment.newest = None, (0, b"")
+            self._bookmarks.clear()
             self._follow(segment, ceiling)
             return
         data = file.read(end, size - end)
         for batch in survey(data, 0, last + 1, ceiling):
             block = len(index.times) - 1
             hole = (batch.start + end, batch.first - 1) != index.tip
-            if hole and last >= segment.base and index.whole:
-                # taken back and written anew since we looked, or damaged: only the whole file can tell
-                segment.index = None
-                self._bookmarks.clear()
-                self._follow(segment, ceiling)
-                return
             batch = batch._replace(start=batch.start + end, end=batch.end + end)
             index.add_batch(batch)
+            segment.newest = (batch.start, data[batch.start - end : batch.start - end + RECORD.size])
             if hole:
                 index.checked[block] = index.checked[-1] = 0
                 index.whole = False
