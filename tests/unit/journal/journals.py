@@ -1,4 +1,4 @@
-"""Batches whose bytes follow from their sequence, so that any reader can tell a wrong one, and readers of all of them."""
+"""Batches whose bytes follow from their sequence, so that any reader can tell a wrong one; and reading all of them."""
 
 from __future__ import annotations
 
