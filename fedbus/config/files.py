@@ -40,7 +40,9 @@ class Problem:
     text: str
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {self.text}" if self.line else f"{self.file}: {self.text}"
+        text = f"{self.file}:{self.line}: {self.text}" if self.line else f"{self.file}: {self.text}"
+        # a key or a file's name could hold what a terminal obeys
+        return text if text.isprintable() else "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -493,13 +495,7 @@ def _expand_text(document: Document, path: KeyPath, text: str, environ: Mapping[
 def _merge(target: Document, source: Document) -> None:
     """Lay *source* over *target*: mappings key by key, anything else is replaced whole."""
 
-    def forget(path: KeyPath) -> None:
-        for known in [known for known in target.origins if known[: len(path)] == path]:
-            del target.origins[known]
-        target.doubtful = {known for known in target.doubtful if known[: len(path)] != path}
-        for known in [known for known in target.variables if known[: len(path)] == path]:
-            del target.variables[known]
-
+    replaced: set[KeyPath] = set()
     pending: list[tuple[KeyPath, dict[str, Any], dict[str, Any]]] = [((), target.values, source.values)]
     while pending:
         path, old, new = pending.pop()
@@ -509,10 +505,20 @@ def _merge(target: Document, source: Document) -> None:
                 pending.append((here, old[key], value))
             else:
                 if key in old:
-                    forget(here)
+                    replaced.add(here)
                 old[key] = value
+    if replaced:
+        # what was said of the old values, and of all inside them
+        for path in [path for path in target.origins if _is_within(path, replaced)]:
+            del target.origins[path]
+            target.doubtful.discard(path)
+            target.variables.pop(path, None)
     # an origin that is known already belongs to a mapping that both have; the first file began it
     for known, origin in source.origins.items():
         target.origins.setdefault(known, origin)
     target.doubtful |= source.doubtful
     target.variables.update(source.variables)
+
+
+def _is_within(path: KeyPath, parents: set[KeyPath]) -> bool:
+    return any(path[:end] in parents for end in range(1, len(path) + 1))

@@ -15,7 +15,17 @@ from typing import Any
 
 import jsonschema
 
-from fedbus.config.files import Document, KeyPath, Origin, Problem, dotted, find_folder, fingerprint, load_folder
+from fedbus.config.files import (
+    PROBLEM_LIMIT,
+    Document,
+    KeyPath,
+    Origin,
+    Problem,
+    dotted,
+    find_folder,
+    fingerprint,
+    load_folder,
+)
 from fedbus.config.units import parse_duration, parse_size
 from fedbus.errors import ConfigError, FedbusError
 from fedbus.hub.hub import HubOptions
@@ -224,9 +234,9 @@ def _explain(error: Any, path: KeyPath, document: Document) -> Iterator[tuple[Ke
             text = next(iter(_faults(check_name, name)), "")
         yield (*path, name), text
     elif rule == "additionalProperties":
-        for key in found:
-            if key not in error.schema["properties"]:
-                yield (*path, key), f"unknown key {dotted((*path, key))!r}{_suggestion(key, error.schema, path)}"
+        unknown = [key for key in found if key not in error.schema["properties"]]
+        for key in unknown[:PROBLEM_LIMIT]:
+            yield (*path, key), f"unknown key {dotted((*path, key))!r}{_suggestion(key, error.schema, path)}"
     elif rule == "required":
         if document.whole:
             for key in wanted:
