@@ -1,32 +1,55 @@
-"""fedbus: a decentralized, signed and durable message bus for infrastructure services."""
+"""fedbus: a decentralized, signed and durable message bus for infrastructure services.
 
-from fedbus.bus import Bus
-from fedbus.errors import (
-    ConfigError,
-    DeadlineExceeded,
-    FedbusError,
-    ForkedError,
-    JournalError,
-    JournalLocked,
-    JournalWriteError,
-    KeysError,
-    LossError,
-    MessageError,
-    PublisherClosed,
-    QueueFull,
-    Reason,
-    Refused,
-    TrustError,
-    WireError,
-)
-from fedbus.model.message import Message, MessageKey
-from fedbus.model.position import Cursor, Position
-from fedbus.transport.asubscriber import AsyncSubscriber
-from fedbus.transport.publisher import Pending, Publisher, Receipt
-from fedbus.transport.reader import Loss
-from fedbus.transport.subscriber import Subscriber
+The public names are gathered here, and each is imported when it is first used: so `fedbus --help`, and a program that
+needs only the errors, do not load sockets, cryptography and asyncio first.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedbus.bus import Bus
+    from fedbus.errors import (
+        ConfigError,
+        DeadlineExceeded,
+        FedbusError,
+        ForkedError,
+        JournalError,
+        JournalLocked,
+        JournalWriteError,
+        KeysError,
+        LossError,
+        MessageError,
+        PublisherClosed,
+        QueueFull,
+        Reason,
+        Refused,
+        TrustError,
+        WireError,
+    )
+    from fedbus.model.message import Message, MessageKey
+    from fedbus.model.position import Cursor, Position
+    from fedbus.transport.asubscriber import AsyncSubscriber
+    from fedbus.transport.publisher import Pending, Publisher, Receipt
+    from fedbus.transport.reader import Loss
+    from fedbus.transport.subscriber import Subscriber
 
 __version__ = "0.1.0"
+
+# where each public name is defined; those that are not here are errors
+_HOMES = {
+    "AsyncSubscriber": "fedbus.transport.asubscriber",
+    "Bus": "fedbus.bus",
+    "Cursor": "fedbus.model.position",
+    "Loss": "fedbus.transport.reader",
+    "Message": "fedbus.model.message",
+    "MessageKey": "fedbus.model.message",
+    "Pending": "fedbus.transport.publisher",
+    "Position": "fedbus.model.position",
+    "Publisher": "fedbus.transport.publisher",
+    "Receipt": "fedbus.transport.publisher",
+    "Subscriber": "fedbus.transport.subscriber",
+}
 
 __all__ = [
     "AsyncSubscriber",
@@ -57,3 +80,15 @@ __all__ = [
     "TrustError",
     "WireError",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES.get(name, "fedbus.errors")), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
