@@ -32,7 +32,7 @@ _SINGULAR_TEXT = (
 )
 _SINGULAR = frozenset(_SINGULAR_TEXT.split())
 
-_NEAR = 0.82  # ratio of difflib from which on two words are taken for one; build/builds 0.91, comment/commit 0.77
+_NEAR = 0.8  # ratio of difflib from which on two words are taken for one; build/biuld 0.8, comment/commit 0.77
 _GROUP = 500  # words compared with each other at one place; more are data in a topic, not names
 
 

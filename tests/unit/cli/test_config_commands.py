@@ -10,6 +10,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+from fedbus.bus import Bus
 from fedbus.cli.check import check
 from fedbus.cli.config import config
 from fedbus.cli.init import init
@@ -201,6 +202,22 @@ def test_check_topics_reports_what_the_naming_rules_say(bus):
     result = run(check, "topics", "-", "--json", folder=bus, stdin="# mine\npackage.build.completed\n\n")
     assert [one["suggestion"] for one in shown(result)["findings"]] == ["complete"]
     assert run(check, "topics", "a.cherrypick", "--verb", "cherrypick", folder=bus).exit_code == 0
+
+
+def test_check_topics_without_names_looks_into_the_journals_of_this_host(bus):
+    assert run(check, "topics", "--json", folder=bus).output == '{\n  "checked": 0,\n  "findings": []\n}\n'
+    with Bus.open(bus) as opened, opened.publisher("koji.build01") as koji:
+        koji.publish("package.build.complete", {})
+        koji.publish("packages.build.complete", {})
+    report = shown(run(check, "topics", "--json", folder=bus))
+    assert report["checked"] == 2
+    assert [(one["topic"], one["rule"]) for one in report["findings"]] == [
+        ("org.example.dev.koji.packages.build.complete", "plural"),
+        ("org.example.dev.koji.packages.build.complete", "near-duplicate"),
+    ]
+    # a new name is held against those in use
+    (finding,) = shown(run(check, "topics", "koji.package.biuld.complete", "--json", folder=bus))["findings"]
+    assert finding["suggestion"] == "build"
 
 
 def test_check_topics_shows_what_it_is_given_escaped(bus):
