@@ -50,7 +50,7 @@ log = logging.getLogger(__name__)
 
 _IOV_MAX = os.sysconf("SC_IOV_MAX")
 _BOOKMARKS = 256  # readers whose next place is remembered exactly
-_SCAN_BYTES = 16 * 2**20  # what one filtered read looks at, at most, before it answers "nothing up to here"
+_SCAN_BYTES = 4 * 2**20  # what one filtered read looks at, at most, before it answers "nothing up to here"
 # sequences passed over when the newest segment has vanished and nobody knows how far it went
 _VANISHED = 2**32
 
@@ -175,6 +175,8 @@ class _Reading:
                     self._read_segment(segment, index, end, last, gather, wanted, choices)
             except FileNotFoundError:
                 last = gather.through  # retention was quicker: the whole segment is gone
+                if final:
+                    gather.pass_to(head)  # a read-only view that was not refreshed for long
             if gather.through < last:
                 break
             if not final:
@@ -266,29 +268,43 @@ class _Reading:
         expected = base
         sound = len(data) == stop - start
         end = 0
+        full = False
+        begin = until = 0  # the run of bytes taken but not yet cut out
         for batch in survey(data, 0, base, through, verify=not checked):
             if batch.first != expected or batch.start != end:
                 sound = False
-            if batch.first > expected and batch.first - 1 > gather.through:
+            if batch.first > expected:
                 gather.pass_to(batch.first - 1)
             expected, end = batch.first + batch.size, batch.end
             if batch.last <= after:
                 continue
             if wanted is None:
-                piece = data[batch.start : batch.end]
-                gather.pieces.append(piece)
-                gather.left -= len(piece)
+                if batch.start != until:
+                    if until > begin:
+                        gather.pieces.append(data[begin:until])
+                    begin = batch.start
+                until = batch.end
+                gather.left -= until - batch.start
             else:
-                for part in batch.parts:
-                    choice = choices.get(part.topic)
+                for topic, _, start_of, end_of in batch.parts:
+                    choice = choices.get(topic)
                     if choice is None:
-                        choice = choices[part.topic] = wanted(part.topic.decode("utf-8", "replace"))
+                        choice = choices[topic] = wanted(topic.decode("utf-8", "replace"))
                     if choice:
-                        gather.pieces.append(data[part.start : part.end])
-                        gather.left -= part.end - part.start
+                        if start_of != until:
+                            if until > begin:
+                                gather.pieces.append(data[begin:until])
+                            begin = start_of
+                        until = end_of
+                        gather.left -= end_of - start_of
             gather.through = batch.last
             if gather.left <= 0 and batch.last < through:
-                return start + end
+                full = True
+                break
+        if until > begin:
+            gather.pieces.append(data[begin:until])
+        if full:
+            return start + end
         if expected <= through or not sound:
             self._note_damage(segment, f"block at byte {index.offsets[block]}, sequences {base} to {through}")
             gather.pass_to(through)
@@ -724,6 +740,9 @@ class Journal(_Reading):
         """Close the active segment, go on in a new one, and let retention take what it may."""
         self._sync_active()
         closed = self._segments[-1]
+        # Whatever fails from here on, the new file may already have its name: it then hides what would still be
+        # appended to the old one, so nothing may be until a roll has succeeded.
+        self._roll_next = True
         if self.head < closed.base:
             # nothing in it yet, so the new file takes its name and place; the old descriptor goes with it
             self._begin_segment(closed.base, self.heads)
@@ -809,11 +828,15 @@ class Journal(_Reading):
 
     def _sync_often(self) -> None:
         """The helper thread of ``INTERVAL``; an error is logged and met again by the next append."""
+        failing = False
         while not self._wake.wait(self.options.sync_interval):
             try:
                 self._sync_aside()
+                failing = False
             except JournalWriteError as error:
-                log.error("%s", error)
+                if not failing:
+                    log.error("%s", error)
+                failing = True
 
     def _sync_aside(self) -> None:
         """Sync without keeping appends waiting for the disk."""
@@ -929,11 +952,19 @@ class JournalReader(_Reading):
         self.close()
 
     def refresh(self) -> bool:
-        """Take in what was appended or removed since; whether there is anything new to read."""
+        """Take in what was appended or removed since; whether there is anything new to read. One thread at a time.
+
+        Raises:
+            JournalError: The folder has gone or cannot be read.
+        """
         before = self.head
+        try:
+            paths = list_segments(self.directory)
+        except OSError as error:
+            raise JournalError(f"cannot read the journal in {self.directory}: {error.strerror}") from error
         known = {segment.base: segment for segment in self._segments}
         fresh: list[_Segment] = []
-        for path in list_segments(self.directory):
+        for path in paths:
             segment = known.get(int(path.name[:20])) or _Segment.at(path)
             fixed = decode_fixed(read_start(path))
             if fixed is None or fixed.epoch == self.epoch:

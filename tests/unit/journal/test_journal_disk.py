@@ -42,13 +42,16 @@ class Disk:
         self.failing: dict[str, int] = {}
         self.calls: dict[str, int] = {}
         self.longest = 2**62
+        self.sound_calls = 0  # how many calls that are to fail succeed before
         for name in ("writev", "write", "fdatasync", "fsync", "ftruncate"):
             monkeypatch.setattr(os, name, self._wrap(name, getattr(os, name)))
 
     def _wrap(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(fd: int, *args: Any) -> Any:
             self.calls[name] = self.calls.get(name, 0) + 1
-            if name in self.failing:
+            if name in self.failing and self.sound_calls:
+                self.sound_calls -= 1
+            elif name in self.failing:
                 raise OSError(self.failing[name], os.strerror(self.failing[name]))
             if name == "writev":
                 data = b"".join(args[0])
@@ -171,21 +174,28 @@ def test_the_helper_thread_survives_a_failing_disk(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.fault("F5")
-def test_a_roll_that_the_disk_refuses_leaves_the_journal_usable(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("sound_calls", [0, 1])
+@pytest.mark.parametrize("sync", list(SyncPolicy))
+def test_a_roll_that_the_disk_refuses_at_any_step_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sound_calls: int, sync: SyncPolicy
 ) -> None:
     disk = Disk(monkeypatch)
-    with open_journal(tmp_path, segment_bytes=600, sync=SyncPolicy.ALWAYS) as journal:
-        for _ in range(20):
-            disk.failing = {"fsync": errno.ENOSPC}
-            for _ in range(2):
+    for turn in range(12):
+        with open_journal(tmp_path, segment_bytes=600, sync=sync) as journal:
+            check_records(*read_all(journal), head=journal.head)
+            disk.failing, disk.sound_calls = {"fsync": errno.ENOSPC}, sound_calls  # of the new file, or of its name
+            for _ in range(1 + turn % 3):
                 try:
                     append_one(journal)
                 except JournalWriteError:
-                    pass
+                    disk.failing = disk.failing if turn % 2 else {}
             disk.failing = {}
-            append_one(journal)
+            if turn % 4:
+                append_one(journal)
             check_records(*read_all(journal), head=journal.head)
+            head, heads = journal.head, dict(journal.heads)
+        with open_journal(tmp_path, segment_bytes=600, sync=sync) as journal:
+            assert (journal.head, journal.heads) == (head, heads)
         assert not list(tmp_path.glob("*.new"))
 
 
