@@ -181,20 +181,20 @@ def test_a_roll_that_the_disk_refuses_at_any_step_loses_nothing(
 ) -> None:
     disk = Disk(monkeypatch)
     for turn in range(12):
-        with open_journal(tmp_path, segment_bytes=600, sync=sync) as journal:
+        with open_journal(tmp_path, segment_bytes=2000, sync=sync) as journal:
             check_records(*read_all(journal), head=journal.head)
             disk.failing, disk.sound_calls = {"fsync": errno.ENOSPC}, sound_calls  # of the new file, or of its name
             for _ in range(1 + turn % 3):
                 try:
-                    append_one(journal)
+                    append_one(journal, extra=300)
                 except JournalWriteError:
                     disk.failing = disk.failing if turn % 2 else {}
             disk.failing = {}
             if turn % 4:
-                append_one(journal)
+                append_one(journal, extra=0)  # small enough for the segment that was to be closed
             check_records(*read_all(journal), head=journal.head)
             head, heads = journal.head, dict(journal.heads)
-        with open_journal(tmp_path, segment_bytes=600, sync=sync) as journal:
+        with open_journal(tmp_path, segment_bytes=2000, sync=sync) as journal:
             assert (journal.head, journal.heads) == (head, heads)
         assert not list(tmp_path.glob("*.new"))
 
