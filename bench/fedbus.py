@@ -8,15 +8,14 @@ and pushes back. The subscriber loses nothing: what its socket drops it fetches 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.body import TOPIC, event
-from bench.harness import BenchError, Session
+from bench.harness import Session
 from bench.role import Arrivals, Departures, Line
+from fedbus.config.init import create
 
 ENDPOINT = "koji.bench"
 MEGABYTE = 1_000_000
@@ -33,14 +32,8 @@ EIGHT_TOPICS = (
 
 
 def make_bus(folder: Path, endpoints: Sequence[str], **sections: Any) -> None:
-    """Let `fedbus init` write a private bus into *folder* and add configuration *sections* to it."""
-    program = "import sys; from fedbus.cli.main import main; sys.exit(main())"
-    command = [sys.executable, "-c", program, "init", str(folder)]
-    for name in endpoints:
-        command += ["--endpoint", name]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
-    if done.returncode:
-        raise BenchError(f"fedbus init {folder} failed: {done.stderr.strip()[-1500:]}")
+    """Write a private bus into *folder*, as `fedbus init` does, and add configuration *sections* to it."""
+    create(folder, endpoints)
     if sections:
         (folder / "90-bench.yaml").write_text(json.dumps(sections, indent=1) + "\n")  # JSON is YAML
 
@@ -71,12 +64,11 @@ def produce(line: Line, settings: dict[str, Any]) -> dict[str, Any]:
 
     departures = Departures(line, settings)
     topics = settings["topics"]
-    bus = fedbus.Bus.open(Path(settings["config"]))
-    with bus.publisher(ENDPOINT) as publisher:
+    with fedbus.Bus.open(Path(settings["config"])) as bus, bus.publisher(ENDPOINT) as publisher:
         line.say("ready")
         for phase in (departures.warm_up, departures.measured):
             for number in phase():
-                publisher.publish(topics[number % len(topics)], event(number), wait=False)
+                publisher.enqueue(topics[number % len(topics)], event(number))
             publisher.flush()
         return departures.report()
 
@@ -87,11 +79,11 @@ def consume(line: Line, settings: dict[str, Any]) -> dict[str, Any]:
 
     line.wait("ready")
     arrivals = Arrivals(line, settings)
-    bus = fedbus.Bus.open(Path(settings["config"]))
-    messages = bus.subscribe("koji", since="beginning")
-    arrivals.join()
-    for message in messages:
-        arrivals(message.body)
-        if arrivals.done:
-            break
-    return arrivals.report()
+    with fedbus.Bus.open(Path(settings["config"])) as bus:
+        messages = bus.subscribe("koji", since="beginning")
+        arrivals.join()
+        for message in messages:
+            arrivals(message.body)
+            if arrivals.done:
+                break
+        return arrivals.report()

@@ -132,13 +132,12 @@ def produce_fedbus(line: Line, settings: dict[str, Any]) -> dict[str, Any]:
     import fedbus
 
     departures = Departures(line, settings)
-    wait: bool = settings["wait"]
-    bus = fedbus.Bus.open(Path(settings["config"]))
-    with bus.publisher(ENDPOINT) as publisher:
+    with fedbus.Bus.open(Path(settings["config"])) as bus, bus.publisher(ENDPOINT) as publisher:
         line.say("ready")
+        send: Callable[[str, dict[str, Any]], object] = publisher.publish if settings["wait"] else publisher.enqueue
 
         def publish(number: int) -> None:
-            publisher.publish(TOPIC, stamped(number, time.monotonic_ns()), wait=wait)
+            send(TOPIC, stamped(number, time.monotonic_ns()))
 
         return _pace(departures, settings["rate"], publish)
 
@@ -149,10 +148,10 @@ def consume_fedbus(line: Line, settings: dict[str, Any]) -> dict[str, Any]:
 
     line.wait("ready")
     stopwatch = _Stopwatch(line, settings)
-    bus = fedbus.Bus.open(Path(settings["config"]))
-    messages = bus.subscribe("koji", since="beginning")
-    stopwatch.arrivals.join()
-    for message in messages:
-        if stopwatch(message.body):
-            break
-    return stopwatch.report()
+    with fedbus.Bus.open(Path(settings["config"])) as bus:
+        messages = bus.subscribe("koji", since="beginning")
+        stopwatch.arrivals.join()
+        for message in messages:
+            if stopwatch(message.body):
+                break
+        return stopwatch.report()

@@ -45,9 +45,9 @@ def fill(_line: Line, settings: dict[str, Any]) -> dict[str, Any]:
     """Journal "count" messages."""
     import fedbus
 
-    with fedbus.Bus.open(Path(settings["config"])).publisher(ENDPOINT) as publisher:
+    with fedbus.Bus.open(Path(settings["config"])) as bus, bus.publisher(ENDPOINT) as publisher:
         for number in range(settings["count"]):
-            publisher.publish(TOPIC, event(number), wait=False)
+            publisher.enqueue(TOPIC, event(number))
         publisher.flush(timeout=240.0)
     return usage()
 
@@ -56,7 +56,7 @@ def serve(line: Line, settings: dict[str, Any]) -> dict[str, Any]:
     """Open the publisher and leave it to its replay socket until the harness ends this process."""
     import fedbus
 
-    with fedbus.Bus.open(Path(settings["config"])).publisher(ENDPOINT):
+    with fedbus.Bus.open(Path(settings["config"])) as bus, bus.publisher(ENDPOINT):
         line.say("ready")
         line.wait("stop", timeout=600.0)
     return usage()
@@ -70,7 +70,8 @@ def read(_line: Line, settings: dict[str, Any]) -> dict[str, Any]:
     step = count // SAMPLES
     memory: list[int] = []
     begin = time.monotonic_ns()
-    messages = fedbus.Bus.open(Path(settings["config"])).subscribe("koji", since="beginning")
+    bus = fedbus.Bus.open(Path(settings["config"]))  # closed by the end of the process
+    messages = bus.subscribe("koji", since="beginning")
     for expected, message in enumerate(messages):
         number = message.body["counter"]
         if number != expected:
