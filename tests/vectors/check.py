@@ -31,7 +31,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 VERSION = 1
 MESSAGE_BYTES = 2**20
-FRAME_BYTES = MESSAGE_BYTES + 64 * 1024
+FRAME_BYTES = 4 * 2**20 + 64 * 1024
 BEAT_BYTES = 512 * 1024
 REQUEST_BYTES = 64 * 1024
 NESTING, MEMBERS, KEY_BYTES = 64, 100_000, 4096
@@ -148,6 +148,7 @@ class Trust:
             public = leaf.public_key()
             extensions = {type(one.value): one for one in leaf.extensions}
             issuer, hash_name = leaf.issuer, leaf.signature_hash_algorithm
+            unused_bits = der[-len(leaf.signature) - 1]
         except Exception as error:
             refuse("certificate", f"the certificate cannot be parsed: {error}")
         authority = None
@@ -167,6 +168,8 @@ class Trust:
         if not strong:
             refuse("algorithm", "the CA's signature uses a weak hash")
         name = self.name_of(leaf, extensions)
+        if unused_bits:
+            refuse("certificate", "unused bits in front of the CA's signature")
         now = time.time() if self.now is None else self.now
         for what in (leaf, authority):
             if now < what.not_valid_before_utc.timestamp() - LEEWAY:

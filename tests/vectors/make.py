@@ -393,7 +393,7 @@ def bad_parcels() -> list[Case]:
         ("one bit of the epoch", flipped(frame, place), "signature"),
         ("one bit of a prior", flipped(frame, frame.index(one.chain) + 7), "signature"),
         ("one bit of a path hash", changed(batch[0], path=[flipped(part.path[0], 9), *part.path[1:]]), "signature"),
-        ("a bit of the certificate that X.509 does not protect", flipped(frame, unused_bits), "signature"),
+        ("a bit of the certificate that X.509 does not protect", flipped(frame, unused_bits), "certificate"),
         ("another topic of equal length", frame.replace(b"build", b"guild", 1), "signature"),
         ("a topic of fewer fields", changed(batch[0], topic="org.example.dev", chain=part.chain[:36]), "signature"),
         ("another endpoint", changed(frame, endpoint="koji.build02"), "signature"),
