@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from fedbus.config.files import (
 )
 from fedbus.config.units import parse_duration, parse_size
 from fedbus.errors import ConfigError, FedbusError
-from fedbus.hub.hub import HubOptions
+from fedbus.hub.options import ConsumerSettings, HubOptions
 from fedbus.journal.journal import JournalOptions, SyncPolicy
 from fedbus.model.limits import Limits
 from fedbus.model.topic import Naming, TopicFilter
@@ -39,27 +39,6 @@ from fedbus.trust.keyring import KeyringOptions
 from fedbus.trust.policy import Policy, Rule
 
 STATE = Path("/var/lib/fedbus")  # what FHS calls for; `fedbus init` writes a folder of its own
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConsumerSettings:
-    """One consumer of the hub, as the configuration enables it.
-
-    ``use`` names the code: an entry point of the group ``fedbus.consumers``, or ``module:Class`` in the folder of the
-    hub. ``settings`` is for the consumer itself, which checks it. ``origin`` is the ``FILE:LINE`` that names it.
-    """
-
-    name: str
-    use: str
-    enabled: bool = True
-    topics: tuple[str, ...] = ()  # empty: those that the consumer itself declares
-    workers: int = 1
-    ordered_by: str = "stream"
-    batch: int = 1
-    timeout: float = 60.0  # seconds for one call
-    attempts: int = 5  # then the message becomes a dead letter
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    origin: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

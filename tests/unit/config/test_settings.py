@@ -8,7 +8,7 @@ import pytest
 
 from fedbus.config.settings import ConfigWatcher, Settings, schema
 from fedbus.errors import ConfigError
-from fedbus.hub.hub import HubOptions
+from fedbus.hub.options import HubOptions
 from fedbus.journal.journal import JournalOptions, SyncPolicy
 from fedbus.model.limits import Limits
 from fedbus.transport.publisher import PublisherOptions

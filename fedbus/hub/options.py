@@ -1,0 +1,44 @@
+"""What can be set about the hub and its consumers; `config` fills these in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubOptions:
+    """Where consumers are found, and how the hub delivers, stops and shows itself."""
+
+    folder: Path | None = None  # consumers as files; each is loaded that the configuration names
+    http: str | None = None  # HOST:PORT of /live, /ready and /metrics; None: not served
+    drain_timeout: float = 10.0  # seconds that consumers have to finish on SIGTERM
+    queue_messages: int = 10_000  # waiting for one consumer; what does not fit is read from the journals later
+    queue_bytes: int = 64 * 2**20
+    commit_interval: float = 1.0  # seconds between two writes of a cursor: what a crash makes come again
+    retry_pause: float = 1.0  # seconds before the first new try of a message that failed; each later one is longer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsumerSettings:
+    """One consumer of the hub, as the configuration enables it.
+
+    ``use`` names the code: an entry point of the group ``fedbus.consumers``, ``module``, ``module:Class``, or
+    ``file.py[:name]`` in the folder of the hub. ``settings`` is for the consumer itself, which checks it. ``origin`` is
+    the ``FILE:LINE`` that names it.
+    """
+
+    name: str
+    use: str
+    enabled: bool = True
+    topics: tuple[str, ...] = ()  # empty: those that the consumer itself declares
+    since: str = ""  # where a consumer without a cursor begins; empty: what it declares itself, or now
+    workers: int = 1
+    ordered_by: str = "stream"
+    batch: int = 1
+    timeout: float = 60.0  # seconds for one call
+    attempts: int = 4  # the first try and three more; then the message is given up
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    origin: str = ""
