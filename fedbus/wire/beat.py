@@ -108,6 +108,8 @@ def decode(frame: bytes) -> Beat:
         (certificate_length,) = _LENGTH.unpack_from(frame, at)
         at += 2 + certificate_length
         certificate = frame[at - certificate_length : at]
+        if at > len(frame):
+            raise IndexError
     except (struct.error, IndexError):
         raise WireError(Reason.MALFORMED, "the beat ends within its signature") from None
     if not length or not certificate_length:
