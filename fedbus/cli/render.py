@@ -1,0 +1,361 @@
+"""How messages, and anything else from the network, are shown to people: escaped, on one line, in colour if wanted.
+
+What a terminal could obey, hide or reorder (ESC, CSI, OSC, C1, bidi controls, zero-width and other invisible
+characters) comes out as a visible escape such as ``\\x1b`` or ``\\u202e``. JSON output is escaped the same way, inside
+its strings, so that it means the same and may still be looked at.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import unicodedata
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import orjson
+
+from fedbus.model.message import Message
+
+# Default-ignorable or blank, and yet printable to str.isprintable (Unicode 15, DerivedCoreProperties.txt): combining
+# grapheme joiner, Hangul fillers, Khmer inherent vowels, Mongolian and other variation selectors, blank braille
+_INVISIBLE = (
+    "\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U0001d159\U000e0100-\U000e01ef"
+)
+_INVISIBLE_PATTERN = re.compile(f"[{_INVISIBLE}]")
+_SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+
+RESET = "\x1b[0m"
+DIM = "\x1b[2m"
+BOLD = "\x1b[1m"
+RED = "\x1b[31m"
+YELLOW = "\x1b[33m"
+# readable on dark and on light ground; black, white and grey are left out, red is for trouble
+_PALETTE = ("32", "33", "34", "35", "36", "92", "94", "95", "96", "38;5;208", "38;5;141", "38;5;37")
+
+RECORD_KEYS = ("topic", "endpoint", "epoch", "sequence", "id", "time", "signer", "wire", "body")
+FORMATS = ("short", "wide", "pretty", "json")
+
+
+def escape(text: str) -> str:
+    """Return *text* with every character that does not show as itself written as an escape; never raises."""
+    if text.isprintable() and (text.isascii() or not _INVISIBLE_PATTERN.search(text)):
+        return text
+    return "".join(map(_escaped, text))
+
+
+def escape_lines(text: str) -> str:
+    """Like `escape`, but newlines stay; for texts of our own that have several lines."""
+    return "\n".join(escape(line) for line in text.split("\n"))
+
+
+def _escaped(letter: str) -> str:
+    if letter.isprintable() and not _INVISIBLE_PATTERN.match(letter):
+        return letter
+    short = _SHORT.get(letter)
+    if short is not None:
+        return short
+    code = ord(letter)
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def to_json(value: object) -> str:
+    """Return *value* as JSON on one line, in which every character shows as itself or as a JSON escape."""
+    text = _compact(value)
+    if text.isprintable() and (text.isascii() or not _INVISIBLE_PATTERN.search(text)):
+        return text
+    return "".join(map(_json_escaped, text))
+
+
+def _compact(value: object) -> str:
+    try:
+        return orjson.dumps(value, default=str).decode()
+    except orjson.JSONEncodeError:
+        # nested deeper than orjson goes, where the limits were set so high
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
+
+
+def _json_escaped(letter: str) -> str:
+    if letter.isprintable() and not _INVISIBLE_PATTERN.match(letter):
+        return letter
+    code = ord(letter)
+    if code < 0x10000:
+        return f"\\u{code:04x}"
+    code -= 0x10000
+    return f"\\u{0xD800 + (code >> 10):04x}\\u{0xDC00 + (code & 0x3FF):04x}"
+
+
+def record(message: Message) -> dict[str, Any]:
+    """Return what scripts get of *message*: the keys `RECORD_KEYS`, and those optional attributes that it has."""
+    shown: dict[str, Any] = {
+        "topic": message.topic,
+        "endpoint": message.endpoint,
+        "epoch": message.epoch,
+        "sequence": message.sequence,
+        "id": message.id,
+        "time": message.time,
+        "signer": message.signer,
+        "wire": message.wire,
+        "body": message.body,
+    }
+    for name in ("dataschema", "traceparent"):
+        value = message.attributes.get(name)
+        if value is not None:
+            shown[name] = value
+    return shown
+
+
+def look_up(shown: dict[str, Any], path: str) -> Any:
+    """Return the value at the dotted *path*: of the record, where it begins with one of its keys, else of the body.
+
+    Items of lists are counted from 0. What is not there is None.
+    """
+    parts = path.split(".")
+    value: Any = shown if parts[0] in shown else shown["body"]
+    for place, part in enumerate(parts):
+        if isinstance(value, dict):
+            rest = ".".join(parts[place:])
+            if rest in value:  # a key that has dots itself
+                return value[rest]
+            value = value.get(part)
+        elif isinstance(value, list) and part.isdecimal() and len(part) < 10:
+            value = value[int(part)] if int(part) < len(value) else None
+        else:
+            return None
+    return value
+
+
+def plain(value: Any) -> str:
+    """Return a value of a body for people: text escaped and without quotes where none are needed, else JSON."""
+    if isinstance(value, str):
+        return escape(value)
+    return to_json(value)
+
+
+def summary(body: dict[str, Any], room: int) -> str:
+    """Return *body* in about *room* characters: its plain members first, those with members of their own after."""
+    simple = ((key, value) for key, value in body.items() if not isinstance(value, (dict, list)))
+    nested = ((key, value) for key, value in body.items() if isinstance(value, (dict, list)))
+    parts: list[str] = []
+    used = 0
+    for key, value in itertools.chain(simple, nested):
+        left = room - used
+        if left <= 0:
+            parts.append("…")
+            break
+        part = f"{escape(key[:left])}={_value(value, left)}"
+        parts.append(part)
+        used += len(part) + 1
+    return " ".join(parts)
+
+
+def _value(value: Any, room: int) -> str:
+    if isinstance(value, str):
+        # cut before it is escaped: a megabyte is not worked on for one line
+        cut = value if len(value) <= room else value[: max(0, room - 1)] + "…"
+        text = escape(cut)
+        return text if text and not re.search(r'[\s="]', text) else f'"{text}"'
+    if isinstance(value, (dict, list)):
+        small = _shallow(value, room)
+        text = to_json(small)
+    else:
+        text = to_json(value)
+    return text if len(text) <= room else text[: max(0, room - 1)] + "…"
+
+
+def _shallow(value: Any, room: int, depth: int = 3) -> Any:
+    """Return no more of *value* than fits into *room* characters anyhow."""
+    if isinstance(value, str):
+        return value[:room]
+    if isinstance(value, dict):
+        if value and not depth:
+            return "…"
+        items = itertools.islice(value.items(), room // 4 + 1)
+        return {key[:room]: _shallow(inner, room, depth - 1) for key, inner in items}
+    if isinstance(value, list):
+        return [_shallow(inner, room, depth - 1) for inner in value[: room // 2 + 1]] if depth or not value else "…"
+    return value
+
+
+def cut(text: str, columns: int) -> str:
+    """Return as much of the escaped *text* as fits into *columns* of a terminal, wide characters counting two."""
+    if len(text) * 2 <= columns or (text.isascii() and len(text) <= columns):
+        return text
+    used = 0
+    for place, letter in enumerate(text):
+        wide = 1 if letter.isascii() else 2 if unicodedata.east_asian_width(letter) in "WF" else 1
+        if used + wide > columns - 1:
+            return text[:place] + "…" if place < len(text) - 1 or used + wide > columns else text
+        used += wide
+    return text
+
+
+def colour_of(service: str) -> str:
+    """Return the terminal code of a service's colour: the same in every run and on every host."""
+    return f"\x1b[{_PALETTE[zlib.crc32(service.encode('utf-8', 'replace')) % len(_PALETTE)]}m"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """How messages are to be shown. ``columns`` 0: lines are as long as they are."""
+
+    form: str = "short"  # one of FORMATS, or a template with {fields}
+    fields: tuple[str, ...] = ()
+    colour: bool = False
+    utc: bool = False
+    columns: int = 0
+    root: str = ""  # PREFIX.ENV; what is within it is shown without it
+
+
+class Renderer:
+    """Turns messages into lines."""
+
+    def __init__(self, look: Look) -> None:
+        """Raises ValueError where the template is none."""
+        self._look = look
+        self._root = look.root + "." if look.root else ""
+        self._parts: list[str | Field] = []
+        forms: dict[str, Callable[[Message], str]] = {
+            "short": self._short,
+            "wide": self._wide,
+            "pretty": self._pretty,
+            "json": self._json,
+        }
+        if look.form in forms:
+            self.render = forms[look.form]
+        else:
+            self._parts = parse_template(look.form)
+            self.render = self._template
+
+    render: Callable[[Message], str]
+    """Returns the text for a message, without a newline at its end."""
+
+    def _when(self, message: Message, form: str) -> str:
+        try:
+            moment = datetime.fromisoformat(message.time)
+        except ValueError:
+            return escape(message.time)
+        if not self._look.utc:
+            moment = moment.astimezone()
+        return moment.strftime(form)
+
+    def _service(self, topic: str) -> tuple[str, str]:
+        """Split a topic into what is coloured, its service, and the rest; a foreign one is shown whole."""
+        if self._root and topic.startswith(self._root):
+            service, _, rest = topic[len(self._root) :].partition(".")
+            return escape(service), escape(rest)
+        head, _, rest = topic.rpartition(".")
+        return escape(head or rest), escape(rest if head else "")
+
+    def _detail(self, message: Message, room: int) -> str:
+        if not self._look.fields:
+            return summary(message.body, room)
+        shown = record(message)
+        pairs = ((path, look_up(shown, path)) for path in self._look.fields)
+        return " ".join(f"{escape(path)}={_value(value, room)}" for path, value in pairs if value is not None)
+
+    def _short(self, message: Message) -> str:
+        when = self._when(message, "%H:%M:%S")
+        service, rest = self._service(message.topic)
+        left = self._look.columns - len(when) - len(service) - len(rest) - 4 if self._look.columns else 1000
+        detail = self._detail(message, max(left, 10))
+        if self._look.columns:
+            detail = cut(detail, max(left, 10))
+        flag = "" if message.wire == "native" else f"[{escape(message.wire)}] "
+        if not self._look.colour:
+            return f"{when} {service} {rest}  {flag}{detail}"
+        return f"{DIM}{when}{RESET} {colour_of(service)}{service}{RESET} {BOLD}{rest}{RESET}  {flag}{detail}"
+
+    def _wide(self, message: Message) -> str:
+        when = self._when(message, "%Y-%m-%dT%H:%M:%S.%f%z")
+        endpoint, topic = escape(message.endpoint), escape(message.topic)
+        signer, identifier = escape(message.signer), escape(message.id)
+        if self._look.colour:
+            service, _ = self._service(message.topic)
+            endpoint, topic = f"{colour_of(service)}{endpoint}{RESET}", f"{BOLD}{topic}{RESET}"
+        detail = self._detail(message, 10_000) if self._look.fields else to_json(message.body)
+        return (
+            f"{when} {endpoint}#{message.sequence} {topic} id={identifier} signer={signer} "
+            f"wire={escape(message.wire)} {detail}"
+        )
+
+    def _pretty(self, message: Message) -> str:
+        head = self._wide_head(message)
+        shown: Any = message.body
+        if self._look.fields:
+            whole = record(message)
+            shown = {path: look_up(whole, path) for path in self._look.fields}
+        body = json.dumps(shown, ensure_ascii=False, indent=2, default=str)
+        # newlines here are those of the layout: JSON has none inside its strings
+        lines = ("".join(map(_json_escaped, line)) for line in body.split("\n"))
+        return head + "\n" + "\n".join(f"  {line}" for line in lines)
+
+    def _wide_head(self, message: Message) -> str:
+        when = self._when(message, "%Y-%m-%d %H:%M:%S.%f")
+        service, rest = self._service(message.topic)
+        place = f"{escape(message.endpoint)}#{message.sequence}, signed by {escape(message.signer)}"
+        if not self._look.colour:
+            return f"{when} {service} {rest} ({place})"
+        return f"{DIM}{when}{RESET} {colour_of(service)}{service}{RESET} {BOLD}{rest}{RESET} {DIM}({place}){RESET}"
+
+    def _json(self, message: Message) -> str:
+        shown = record(message)
+        if self._look.fields:
+            return to_json({path: look_up(shown, path) for path in self._look.fields})
+        return to_json(shown)
+
+    def _template(self, message: Message) -> str:
+        shown = record(message)
+        pieces = []
+        for part in self._parts:
+            if isinstance(part, str):
+                pieces.append(part)
+                continue
+            value = look_up(shown, part.path)
+            pieces.append("" if value is None else plain(value))
+        return "".join(pieces)
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A place in a template that a value fills."""
+
+    path: str
+
+
+_TEMPLATE = re.compile(r"\{\{|\}\}|\{([^{}\s]+)\}|[{}]|\\[nt\\]|[^{}\\]+|\\")
+_ESCAPES = {"{{": "{", "}}": "}", "\\n": "\n", "\\t": "\t", "\\\\": "\\"}
+
+
+def parse_template(text: str) -> list[str | Field]:
+    """Split a template: ``{path}`` is a field, ``{{`` and ``}}`` are braces, ``\\n`` and ``\\t`` what they are in C.
+
+    Raises:
+        ValueError: A brace stands alone, or there is no field at all.
+    """
+    parts: list[str | Field] = []
+    for match in _TEMPLATE.finditer(text):
+        piece = match[0]
+        if match[1]:
+            parts.append(Field(match[1]))
+        elif piece in "{}":
+            raise ValueError(f"{text!r}: a single {piece} at character {match.start()}; write {piece * 2} for a brace")
+        else:
+            parts.append(_ESCAPES.get(piece, piece))
+    if not any(isinstance(part, Field) for part in parts):
+        raise ValueError(f"{text!r} is neither {', '.join(FORMATS)} nor a template such as '{{time}} {{topic}}'")
+    return parts
+
+
+def matches(message: Message, include: Sequence[re.Pattern[str]], exclude: Sequence[re.Pattern[str]]) -> bool:
+    """Say whether ``TOPIC BODY`` (the body as compact JSON) fits one of *include*, if any, and none of *exclude*."""
+    text = f"{message.topic} {_compact(message.body)}"
+    if include and not any(one.search(text) for one in include):
+        return False
+    return not any(one.search(text) for one in exclude)
