@@ -28,6 +28,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 VERSION = 1
 MESSAGE_BYTES = 2**20
@@ -203,13 +204,13 @@ class Trust:
             refuse("certificate", "a CA's certificate")
         if not usage or not usage.value.digital_signature or usage.value.key_cert_sign or usage.value.crl_sign:
             refuse("certificate", "the key usage is not that of a signer")
-        if not extended or x509.ExtendedKeyUsageOID.CLIENT_AUTH not in extended.value:
+        if not extended or ExtendedKeyUsageOID.CLIENT_AUTH not in extended.value:
             refuse("certificate", "the extended key usage lacks clientAuth")
         uris = names.value.get_values_for_type(x509.UniformResourceIdentifier) if names else []
         found = [uri.removeprefix("fedbus:") for uri in uris if uri.startswith("fedbus:")]
         if len(found) != 1 or len(found[0]) > 64 or not NAME.fullmatch(found[0]):
             refuse("certificate", "not exactly one endpoint's name")
-        common = leaf.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
+        common = leaf.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
         if any(one.value != found[0] for one in common):
             refuse("certificate", "another common name")
         return str(found[0])
@@ -603,13 +604,13 @@ def run_connect(address: str, count: int, timeout: float, topic: str, trust: Tru
     with zmq.Context() as context, context.socket(zmq.SUB) as socket:
         socket.linger = 0
         socket.maxmsgsize = FRAME_BYTES
-        socket.subscribe(b"\x02")
+        socket.connect(address)
         for subscription in (topic.encode() + b".", topic.encode() + b"\0") if topic else (b"",):
             socket.subscribe(subscription)
-        socket.connect(address)
+        socket.subscribe(b"\x02")  # last: a publisher that counts readers by it then has all the others too
         while seen < count:
             left = deadline - time.monotonic()
-            if left <= 0 or not socket.poll(left * 1000):
+            if left <= 0 or not socket.poll(int(left * 1000) + 1):
                 print(f"{seen} of {count} messages within {timeout} s", file=sys.stderr)
                 return 6
             frames = socket.recv_multipart()

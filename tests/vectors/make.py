@@ -19,6 +19,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedbus.wire import beat, envelope, parcel, replay
 
@@ -53,14 +54,14 @@ def signing(key: Key) -> Callable[[bytes], bytes]:
 
 
 def name_of(common_name: str | None) -> x509.Name:
-    return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, common_name)] if common_name else [])
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)] if common_name else [])
 
 
 def usage(*, ca: bool, digital: bool = True) -> x509.KeyUsage:
     return x509.KeyUsage(digital, False, False, False, False, ca, ca, False, False)
 
 
-CLIENT = x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.CLIENT_AUTH])
+CLIENT = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH])
 
 
 def certificate(
@@ -457,7 +458,7 @@ def bad_certificates() -> list[Case]:
         return single(who)
 
     unknown = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.3.6.1.4.1.99999.1"), b"\x05\x00")
-    server = x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.SERVER_AUTH])
+    server = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
     p384_sign = ec.ECDSA(hashes.SHA256(), deterministic_signing=True)
     cases = [
         ("not DER", said_with(b"\x30\x03\x02\x01\x00"), "certificate"),

@@ -18,12 +18,15 @@ filters = st.lists(st.sampled_from(["", "#", "a", "a.b", "a.*.c", "a.#.z", "org.
 @st.composite
 def fetches(draw: st.DrawFn) -> replay.Fetch:
     begin = draw(st.sampled_from(["after", "time_ms", "age_ms"]))
+    number = draw(st.integers(0, 2**63 - 1))
     return replay.Fetch(
         id=draw(st.integers(0, 2**32 - 1)),
         budget=draw(st.integers(1, 2**40 - 1)),
         epoch=draw(st.none() | st.uuids().map(str)),
+        after=number if begin == "after" else None,
+        time_ms=number if begin == "time_ms" else None,
+        age_ms=number if begin == "age_ms" else None,
         filters=draw(filters),
-        **{begin: draw(st.integers(0, 2**63 - 1))},
     )
 
 
