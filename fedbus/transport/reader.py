@@ -468,7 +468,9 @@ class StreamReader:
         known = self._roots.get(parcel.first)
         if known is None or known == parcel.signature:
             return
-        verify_parcel(self._verifier, parcel)
+        identity = verify_parcel(self._verifier, parcel)
+        if identity.verify(known, parcel.statement()):
+            return  # of one ECDSA signature anybody can make a second that is as good; the batch is the same
         self._quarantine(f"two batches begin with sequence {parcel.first} of epoch {parcel.epoch}, both signed")
         raise TrustError(Reason.CONFLICT, f"{self.endpoint}: {self.quarantined}")
 
