@@ -17,7 +17,7 @@ from fedbus.wire.envelope import open_parcel
 from tests.vectors import make
 
 MOST = 2**22
-FIXTURE_IS_CONSTANT = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+FIXTURE_IS_CONSTANT = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 fields = st.text("abz09_-", min_size=1, max_size=6)
 topics = st.lists(fields, min_size=1, max_size=8).map(".".join)
