@@ -84,14 +84,32 @@ def encode(body: object, limits: Limits) -> bytes:
         or len(data) > limits.key_bytes
         or len(data) + ENVELOPE_MEMBERS > limits.members
         or b"\\" in data
-        or b"null" in data
         or data.count(b"{") + data.count(b"[") >= limits.nesting
+        or (b"null" in data and not _all_finite(body))
     ):
         try:
             check_value(body, limits, level=2, members=ENVELOPE_MEMBERS)
         except WireError as error:
             raise MessageError(error.reason, f"the body cannot be published: {error}") from None
     return data
+
+
+def _all_finite(body: dict[str, Any]) -> bool:
+    """Say whether no float of *body* is NaN or an infinity; it looks at nothing else, and nests as deep as JSON does."""
+    todo: list[Any] = [body]
+    for one in todo:
+        for value in one.values() if type(one) is dict else one:
+            kind = type(value)
+            if kind is str:
+                continue
+            if kind is float:
+                if value - value != 0.0:
+                    return False
+            elif kind is dict or kind is list:
+                todo.append(value)
+            elif kind is not int and kind is not bool and value is not None:
+                return False  # a tuple, an enumeration, a date: the exact check tells
+    return True
 
 
 def check_value(value: object, limits: Limits, *, level: int = 1, members: int = 0) -> None:
