@@ -45,8 +45,8 @@ JOBS = (
     Job(module="bench.fedbus", rows=("e2e/fedbus", "e2e/fedbus-8-topics", "memory", "cpu/fedbus")),
     Job(module="bench.raw", rows=("e2e/raw", "cpu/raw")),
     Job(module="bench.replay", rows=("replay",)),
-    Job(module="bench.disk", rows=("disk",)),
-    Job(module="bench.latency", rows=("latency",)),
+    Job(module="bench.disk", rows=("disk",), quick_runs=1),
+    Job(module="bench.latency", rows=("latency",), quick_runs=1),
     Job(module="bench.scale", rows=("scale",), quick_runs=1),
 )
 

@@ -14,7 +14,7 @@ from typing import Any
 from bench import disk
 from bench.body import TOPIC, stamped
 from bench.fedbus import ENDPOINT, make_bus
-from bench.harness import BenchError, Session, free_ports
+from bench.harness import Session, free_ports
 from bench.raw import FULL_TOPIC
 from bench.role import Arrivals, Departures, Line
 from bench.rows import percentile
@@ -47,12 +47,13 @@ def measure(session: Session) -> None:
 def _measure_all(session: Session, subject: str, make: Callable[[str], dict[str, Any]]) -> None:
     kind = "raw" if subject == "raw" else "fedbus"
     for load, rate in LOADS.items():
+        if session.quick and load and subject == "raw":
+            continue  # for comparison only
         tenths = session.pick(40, 10)
-        settings = {**make(load), "rate": rate, "warm": rate // 2, "count": rate * tenths // 10}
+        settings = {**make(load), "rate": rate, "warm": rate * session.pick(5, 3) // 10, "count": rate * tenths // 10}
         outcome = session.pair("bench.latency", settings, produce=f"produce_{kind}", consume=f"consume_{kind}")
-        reached = outcome.producer["rate"]
-        if reached < 0.95 * rate:
-            raise BenchError(f"{subject}: the producer reached only {reached:.0f} of {rate} messages a second")
+        if load:
+            session.record(f"latency/{subject}/{load}reached", outcome.producer["rate"], "msg/s")
         for share in ("p50", "p99"):
             session.record(f"latency/{subject}/{load}{share}", outcome.consumer[share], "us")
 

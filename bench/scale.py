@@ -35,8 +35,8 @@ def measure(session: Session) -> None:
             for begin in range(0, size, IN_ONE_PROCESS):
                 share = {"config": config, "names": names[begin : begin + IN_ONE_PROCESS]}
                 stack.enter_context(session.worker("bench.scale", "publish", share)).expect("ready")
-            idle = session.pick(10, 5) if size == SIZES[-1] else session.pick(5, 2)
-            settings = {"config": config, "size": size, "idle_s": idle}
+            idle = session.pick(10, 5) if size == SIZES[-1] else session.pick(5, 1)
+            settings = {"config": config, "size": size, "idle_s": idle, "settle_s": session.pick(20, 5) / 10}
             with session.worker("bench.scale", "subscribe", settings) as subscriber:
                 report = subscriber.expect("report")
         session.record(f"scale/endpoints-{size}/connect", report["connect_s"] * 1_000, "ms")
@@ -77,7 +77,7 @@ def subscribe(_line: Line, settings: dict[str, Any]) -> dict[str, Any]:
     if not complete.wait(timeout=90.0):
         raise RuntimeError(f"heard of {len(heard)} of {size} endpoints within 90 s")
     connect = time.monotonic() - begin
-    time.sleep(2.0)  # what connecting left to do
+    time.sleep(settings["settle_s"])  # what connecting left to do
     before = time.process_time()
     time.sleep(settings["idle_s"])
     share = (time.process_time() - before) / settings["idle_s"]
