@@ -98,7 +98,7 @@ def _all_finite(body: dict[str, Any]) -> bool:
     """Say whether no float of *body* is NaN or an infinity; it looks at nothing else, and nests as deep as JSON does."""
     todo: list[Any] = [body]
     for one in todo:
-        for value in one.values() if type(one) is dict else one:
+        for value in one.values() if isinstance(one, dict) else one:
             kind = type(value)
             if kind is str:
                 continue

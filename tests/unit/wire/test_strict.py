@@ -6,6 +6,7 @@ import enum
 import json
 import math
 import uuid
+from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -403,6 +404,9 @@ class Point:
         ({"a": math.nan}, Reason.NUMBER),
         ({"a": [math.inf]}, Reason.NUMBER),
         ({"a": Colour.NAN}, Reason.NUMBER),
+        ({"a": {"b": (1, [{"c": math.nan}])}}, Reason.NUMBER),
+        (OrderedDict(a=math.nan), Reason.NUMBER),
+        ({"a": OrderedDict(b=-math.inf)}, Reason.NUMBER),
         ({"a": 2**63}, Reason.NUMBER),
         ({"a": -(2**63) - 1}, Reason.NUMBER),
         ({"a": 10**400}, Reason.NUMBER),
