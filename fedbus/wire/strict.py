@@ -95,7 +95,7 @@ def encode(body: object, limits: Limits) -> bytes:
 
 
 def _all_finite(body: dict[str, Any]) -> bool:
-    """Say whether no float of *body* is NaN or an infinity; it looks at nothing else, and nests as deep as JSON does."""
+    """Say whether no float of *body* is NaN or an infinity; where it cannot tell, it says no."""
     todo: list[Any] = [body]
     for one in todo:
         for value in one.values() if isinstance(one, dict) else one:

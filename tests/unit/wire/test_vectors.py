@@ -18,6 +18,7 @@ from fedbus.trust.proof import verify_beat, verify_parcel
 from fedbus.trust.verifier import Verifier
 from fedbus.wire import beat, parcel, replay
 from fedbus.wire.envelope import open_parcel
+from tests.vectors import check as other_client
 from tests.vectors import make
 
 CHECK = make.HERE / "check.py"
@@ -133,6 +134,20 @@ def test_the_checker_imports_nothing_of_fedbus(tmp_path: Path) -> None:
         elif isinstance(node, ast.ImportFrom):
             imported.add((node.module or "").partition(".")[0])
     assert imported <= {*sys.stdlib_module_names, "cryptography", "zmq"}
+
+
+@pytest.mark.badinput("B21")
+@pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")
+def test_the_checker_refuses_every_single_bit_flip_too() -> None:
+    authorities = (make.HERE / "ca.crt").read_bytes()
+    for judge, frame in (
+        (other_client.check_parcel, make.seven(make.KOJI)[1]),
+        (other_client.check_beat, make.beat_of(make.BODHI)),
+    ):
+        judge(frame, other_client.Trust(authorities, make.NOW))
+        for bit in range(8 * len(frame)):
+            with pytest.raises(other_client.Refused):
+                judge(make.flipped(frame, bit // 8, bit % 8), other_client.Trust(authorities, make.NOW))
 
 
 def test_the_checker_tells_a_wrong_verdict(tmp_path: Path) -> None:
