@@ -19,13 +19,17 @@ class Stop:
     """While it is entered, SIGTERM and SIGINT are noted instead of killing: look at :attr:`signal`, or :meth:`wait`.
 
     *on_stop* is called in the handler, so it must only do what is safe there (set a flag, write to an eventfd). A
-    signal more than a second after the first ends the process at once, without cleaning up, with 128 + its number.
-    Enter it in the main thread.
+    signal more than a second after the first ends the process at once, without cleaning up, with 128 + its number,
+    unless *insist* is false. *also* are signals to treat like these. Enter it in the main thread.
     """
 
-    def __init__(self, on_stop: Callable[[], object] | None = None) -> None:
+    def __init__(
+        self, on_stop: Callable[[], object] | None = None, *, also: tuple[signal.Signals, ...] = (), insist: bool = True
+    ) -> None:
         self.signal = 0  # the number of the first one, or 0
         self.on_stop = on_stop
+        self._signals = (*ENDING, *also)
+        self._insist = insist
         self._since = 0.0
         self._wake = -1
         self._before: dict[int, Any] = {}
@@ -51,7 +55,7 @@ class Stop:
 
     def __enter__(self) -> Stop:
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        for number in ENDING:
+        for number in self._signals:
             self._before[number] = signal.signal(number, self._handle)
         return self
 
@@ -75,7 +79,7 @@ class Stop:
             self.on_stop()
 
     def _late(self, number: int, frame: FrameType | None) -> None:
-        if time.monotonic() - self._since > _BURST_SECONDS:
+        if self._insist and time.monotonic() - self._since > _BURST_SECONDS:
             os._exit(128 + number)
 
 
