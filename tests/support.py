@@ -6,6 +6,12 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from fedbus.errors import WireError
+from fedbus.model.limits import Limits
+from fedbus.model.message import Message
+from fedbus.wire import envelope
+from fedbus.wire.parcel import Parcel
+
 T = TypeVar("T")
 
 
@@ -19,3 +25,9 @@ def wait_until(condition: Callable[[], T], timeout: float = 10.0, what: str = "t
         if time.monotonic() > deadline:
             raise AssertionError(f"{what} did not come true within {timeout} s")
         time.sleep(0.005)
+
+
+def open_parcel(parcel: Parcel, signer: str, limits: Limits) -> tuple[list[Message], list[WireError]]:
+    """Return all messages of a verified *parcel*, and what was wrong with those that were refused."""
+    refused: list[WireError] = []
+    return list(envelope.open_parcel(parcel, signer, limits, refused.append)), refused

@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any
 from uuid import UUID
 
+import msgspec
 import zmq
 from uuid_utils import uuid7
 
@@ -45,7 +46,7 @@ from fedbus.transport.endpoint import Endpoint
 from fedbus.transport.replay import ReplayServer
 from fedbus.trust.signer import Signer
 from fedbus.wire import beat, parcel, strict
-from fedbus.wire.envelope import EnvelopeWriter, optional_attributes, rfc3339
+from fedbus.wire.envelope import EnvelopeWriter, optional_attributes, rfc3339, write
 
 log = logging.getLogger(__name__)
 
@@ -98,21 +99,20 @@ class PublisherStats:
     queued: int = 0
 
 
-class Pending:
-    """A message on its way into the journal; what ``publish(wait=False)`` returns."""
+class Pending(msgspec.Struct, gc=False, eq=False):
+    """A message on its way into the journal; what :meth:`Publisher.enqueue` returns."""
 
-    __slots__ = ("_lock", "data", "done", "error", "extra", "id", "sequence", "stamp", "topic")
-
-    def __init__(self, topic: _Topic, data: bytes, extra: bytes) -> None:
-        self.topic = topic
-        self.data = data
-        self.extra = extra
-        self.sequence = 0
-        self.id = ""
-        self.stamp = ""
-        self.done = False
-        self.error: FedbusError | None = None
-        self._lock: Any = None
+    # gc=False: thousands wait in the queue, and the garbage collector would walk over all of them again and again;
+    # nothing that one refers to ever refers back to it
+    topic: _Topic
+    data: bytes
+    extra: bytes
+    sequence: int = 0
+    id: str = ""
+    stamp: str = ""
+    done: bool = False
+    error: FedbusError | None = None
+    _lock: Any = None
 
     def result(self, timeout: float | None = 30.0) -> Receipt:
         """Wait until the message is journaled and return its receipt.
@@ -336,7 +336,7 @@ class Publisher:
         with self._room:
             if self._closing or self._pid != os.getpid():
                 self._refuse()
-            if len(self._queue) >= self._options.queue_messages or self._queued_bytes >= self._options.queue_bytes:
+            if not self._has_room(1.0):
                 self._wait_for_room(timeout)
             self._queue.append(pending)
             self._queued_bytes += weight
@@ -433,7 +433,7 @@ class Publisher:
         fields = name.split(".")
         levels = tuple(".".join(fields[: place + 1]) for place in range(len(fields)))
         writer = EnvelopeWriter(self.endpoint.name, name, self._journal.epoch)
-        overhead = len(writer.write("0" * 36, "0" * 27, 0, b"", b""))
+        overhead = len(write(b"0" * 36, writer.middle("0" * 27), 0, b"", b""))
         known = _Topic(name, self.endpoint.name, self._journal.epoch, name.encode("ascii"), writer, levels, overhead)
         self._topics[short] = known
         return known
@@ -449,11 +449,10 @@ class Publisher:
         raise PublisherClosed(f"the publisher of {self.endpoint.name!r} is closed")
 
     def _wait_for_room(self, timeout: float) -> None:
-        options = self._options
         deadline = self._clock.monotonic() + timeout
         self._crowded += 1
         try:
-            while len(self._queue) >= options.queue_messages or self._queued_bytes >= options.queue_bytes:
+            while not self._has_room(1.0):
                 left = deadline - self._clock.monotonic()
                 if left <= 0:
                     raise QueueFull(
@@ -549,21 +548,29 @@ class Publisher:
     def _take_batch(self) -> list[Pending]:
         options = self._options
         queue = self._queue
-        batch: list[Pending] = []
         with self._room:
-            weight = 0
-            room = options.batch_bytes
-            for _ in range(min(len(queue), options.batch_messages)):
-                weight += len(queue[0].data) + len(queue[0].extra)
-                if weight > room and batch:
-                    weight -= len(queue[0].data) + len(queue[0].extra)
-                    break
-                batch.append(queue.popleft())
-            self._queued_bytes -= weight
+            count = len(queue)
+            if count > options.batch_messages or self._queued_bytes > options.batch_bytes:
+                # by the average weight: a batch's bytes need not be exact
+                fitting = options.batch_bytes * count // max(1, self._queued_bytes)
+                count = max(1, min(options.batch_messages, fitting))
+                popleft = queue.popleft
+                batch = [popleft() for _ in range(count)]
+                self._queued_bytes -= sum([len(pending.data) + len(pending.extra) for pending in batch])
+            else:
+                batch = list(queue)
+                queue.clear()
+                self._queued_bytes = 0
             self._busy = batch[-1]
-            if self._crowded:
+            # Callers that wait for room are let in when half of the queue is free. They and this thread share one
+            # interpreter lock: letting one in for each batch would cost both of them a switch each time.
+            if self._crowded and self._has_room(0.5):
                 self._room.notify_all()
         return batch
+
+    def _has_room(self, part: float) -> bool:
+        options = self._options
+        return len(self._queue) < options.queue_messages * part and self._queued_bytes < options.queue_bytes * part
 
     def _flush_batch(self) -> None:
         batch = self._take_batch()
@@ -589,19 +596,20 @@ class Publisher:
         wall = self._clock.wall()
         stamp = rfc3339(wall)
         first = sequence = journal.head + 1
-        by_topic: dict[_Topic, list[bytes]] = {}
+        by_topic: dict[_Topic, tuple[bytes, list[bytes]]] = {}
         for pending in batch:
             topic = pending.topic
-            pending.id = identifier = str(uuid7())
+            identifier = str(uuid7())
+            pending.id = identifier
             pending.sequence = sequence
             pending.stamp = stamp
-            envelope = topic.writer.write(identifier, stamp, sequence, pending.extra, pending.data)
             try:
-                by_topic[topic].append(envelope)
+                middle, envelopes = by_topic[topic]
             except KeyError:
-                by_topic[topic] = [envelope]
+                middle, envelopes = by_topic[topic] = (topic.writer.middle(stamp), [])
+            envelopes.append(write(identifier.encode(), middle, sequence, pending.extra, pending.data))
             sequence += 1
-        groups, inside = self._chain(by_topic)
+        groups = self._chain(by_topic)
         parcels = parcel.seal(
             groups,
             endpoint=self._endpoint_bytes,
@@ -615,9 +623,10 @@ class Publisher:
         journal.append(parcels, first=first, size=len(batch), time_ms=int(wall * 1000))
         # a receipt stands for the journal, so it need not wait for the socket
         for pending in batch:
-            pending._finish()
-            self._recent.newer[pending.topic.name] = pending.sequence
-        self._advance(batch, inside)
+            pending.done = True
+            if pending._lock is not None:
+                pending._lock.release()
+        self._advance(batch, len(by_topic))
         send = self._publish.send
         weight = 0
         for _, _, frame in parcels:
@@ -633,28 +642,26 @@ class Publisher:
         stats.parcels += len(parcels)
         stats.queued = len(self._queue)
 
-    def _chain(self, by_topic: dict[_Topic, list[bytes]]) -> tuple[list[parcel.Group], dict[str, int]]:
+    def _chain(self, by_topic: dict[_Topic, tuple[bytes, list[bytes]]]) -> list[parcel.Group]:
         """Return the batch's groups with, for each level of their topics, what stands before and inside the batch."""
         inside: dict[str, int] = {}
-        for topic, envelopes in by_topic.items():
+        for topic, (_, envelopes) in by_topic.items():
             count = len(envelopes)
             for level in topic.levels:
                 inside[level] = inside.get(level, 0) + count
         heads = self._level_heads
-        groups = [
+        return [
             parcel.Group(
                 topic.encoded,
                 parcel.chain_block([(heads.get(level, 0), inside[level]) for level in topic.levels]),
                 envelopes,
             )
-            for topic, envelopes in by_topic.items()
+            for topic, (_, envelopes) in by_topic.items()
         ]
-        return groups, inside
 
-    def _advance(self, batch: list[Pending], inside: dict[str, int]) -> None:
-        """Note the batch's last sequence at every level."""
-        heads = self._level_heads
-        left = len(inside)
+    def _advance(self, batch: list[Pending], topics: int) -> None:
+        """Note the batch's last sequence at every level of its so many *topics*."""
+        heads, newer = self._level_heads, self._recent.newer
         seen: set[_Topic] = set()
         done: set[str] = set()
         for pending in reversed(batch):
@@ -662,12 +669,12 @@ class Publisher:
             if topic in seen:
                 continue
             seen.add(topic)
+            newer[topic.name] = pending.sequence
             for level in topic.levels:
                 if level not in done:
                     done.add(level)
                     heads[level] = pending.sequence
-                    left -= 1
-            if not left:
+            if len(seen) == topics:
                 return
 
     def _on_beat(self) -> None:

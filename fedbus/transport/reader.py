@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -87,22 +87,33 @@ class ReaderStats:
 
 @dataclass(slots=True)
 class _Collection:
-    """The part of one batch that has come in."""
+    """The part of one batch that has come in; ``parcels`` by the index of their first leaf."""
 
     first: int
     last: int
     needed: int
     counted: int = 0
-    starts: set[int] = field(default_factory=set)
-    messages: list[Message] = field(default_factory=list)
-    parts: int = 0
+    parcels: dict[int, Sealed] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """Verified messages that are not decoded yet: that is done when they are handed on, one at a time.
+
+    Decoding a whole batch ahead would keep thousands of small objects alive and the garbage collector busy with them.
+    """
+
+    parcel: Parcel
+    signer: str
+    after: int  # messages up to this sequence were handed on before
 
 
 class StreamReader:
     """Puts one stream in order. Feed it what comes in; take what is ready from ``ready``.
 
-    ``ready`` receives lists of messages and single :class:`Loss` reports, in the order of the stream, each with the
-    sequence that is accounted for with it; whoever has worked on an entry calls :meth:`finished`.
+    ``ready`` receives verified parcels (or, where those of a batch must be merged, lists of messages) and single
+    :class:`Loss` reports, in the order of the stream, each with the sequence that is accounted for with it. Use
+    :meth:`open` to get the messages; whoever has worked on an entry calls :meth:`finished`.
     """
 
     def __init__(
@@ -391,31 +402,26 @@ class StreamReader:
             if not live or len(self._roots) >= _REMEMBERED_BATCHES * 2:
                 self._forget_old_batches()
             self._roots[parcel.first] = parcel.signature
-            count = len(parcel.envelopes)
-            if count == inside:
+            if len(parcel.envelopes) == inside:
                 # the common case: the parcel is all of the batch that is ours
-                self._hand_on(self._open(parcel, identity.name), last)
+                self._hand_on([Sealed(parcel, identity.name, self.accounted)], last)
                 return True
             collection = self._collection = _Collection(parcel.first, last, inside)
         elif collection.first != parcel.first:
             return False
-        if parcel.start in collection.starts:
+        if parcel.start in collection.parcels:
             self.stats.duplicates += 1
             return True
-        collection.starts.add(parcel.start)
+        collection.parcels[parcel.start] = Sealed(parcel, identity.name, self.accounted)
         collection.counted += len(parcel.envelopes)
-        collection.parts += 1
-        collection.messages += self._open(parcel, identity.name)
         if collection.counted >= collection.needed:
             self._hand_on_collection(collection)
         return True
 
     def _hand_on_collection(self, collection: _Collection) -> None:
         self._collection = None
-        messages = collection.messages
-        if collection.parts > 1:
-            messages.sort(key=_sequence)
-        self._hand_on(messages, collection.last)
+        # leaves of one topic stand in the order of their sequences
+        self._hand_on([sealed for _, sealed in sorted(collection.parcels.items())], collection.last)
 
     def _finish_collection(self, cause: str) -> None:
         """Hand on what there is of a batch whose rest will not come, and report the rest."""
@@ -424,33 +430,53 @@ class StreamReader:
         self._lose(max(collection.first, self.accounted + 1), collection.last, cause)
         self._hand_on_collection(collection)
 
-    def _open(self, parcel: Parcel, signer: str) -> list[Message]:
-        topic = parcel.topic
+    def _is_chosen(self, topic: str) -> bool:
         choice = self._choices.get(topic)
         if choice is None:
             if len(self._choices) > 10_000:
                 self._choices.clear()
             choice = self._choices[topic] = self._chosen(topic)
-        if not choice:
-            return []
-        messages, refused = open_parcel(parcel, signer, self._limits)
-        for error in refused:
-            self.stats.refused += 1
-            self._verifier.reject(error.reason)
-            log.warning("endpoint %s: a signed message was refused: %s", self.endpoint, error)
-        return messages
+        return choice
 
-    def _hand_on(self, messages: list[Message], last: int) -> None:
-        accounted = self.accounted
-        if messages and messages[0].sequence <= accounted:
-            messages = [message for message in messages if message.sequence > accounted]
-        self.accounted = last
-        if messages:
-            self.stats.messages += len(messages)
+    def open(self, entry: Sealed | list[Message]) -> Iterator[Message]:
+        """Yield the messages of an entry of ``ready``; one that is signed but not well formed is counted and left out.
+
+        Its place in the stream counts as seen: the signer has said it, and nobody can mend it.
+        """
+        if isinstance(entry, list):
+            return iter(entry)
+        return self._open(entry)
+
+    def _open(self, sealed: Sealed) -> Iterator[Message]:
+        after, stats = sealed.after, self.stats
+        for message in open_parcel(sealed.parcel, sealed.signer, self._limits, self._refuse_message):
+            if message.sequence > after:
+                stats.messages += 1
+                yield message
+
+    def _refuse_message(self, error: WireError) -> None:
+        self.stats.refused += 1
+        self._verifier.reject(error.reason)
+        log.warning("endpoint %s: a signed message was refused: %s", self.endpoint, error)
+
+    def _hand_on(self, parts: list[Sealed], last: int) -> None:
+        before, self.accounted = self.accounted, last
+        parts = [sealed for sealed in parts if self._is_chosen(sealed.parcel.topic)]
+        if not parts:
+            if not self._unfinished:
+                self.handed = last
+            return
+        ready = self._ready
+        if len(parts) > 1 and any(sealed.parcel.topic != parts[0].parcel.topic for sealed in parts):
+            messages = [message for sealed in parts for message in self._open(sealed)]
+            messages.sort(key=_sequence)
+            ready.append((self, messages, last))
             self._unfinished += 1
-            self._ready.append((self, messages, last))
-        elif not self._unfinished:
-            self.handed = last
+            return
+        self._unfinished += len(parts)
+        for sealed in parts[:-1]:
+            ready.append((self, sealed, before))
+        ready.append((self, parts[-1], last))
 
     def _move_to(self, sequence: int) -> None:
         self.accounted = sequence
@@ -491,7 +517,7 @@ class StreamReader:
             del self._roots[next(iter(self._roots))]
 
 
-Ready = tuple[StreamReader, list[Message] | Loss, int]
+Ready = tuple[StreamReader, Sealed | list[Message] | Loss, int]
 """An entry of ``ready``: the reader, what to hand on, and the sequence that is accounted for with it."""
 
 

@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 _NOBLOCK = int(zmq.NOBLOCK)
 _RCVMORE = int(zmq.RCVMORE)
 _DRAIN = 128  # frames taken from a socket before something else gets its turn
+_READY = 64  # entries waiting for the user, beyond which nothing more is taken in
 _ANSWER_SECONDS = 5.0  # a fetch whose answer pauses for so long is asked again
 _CONNECT_SECONDS = 1.0  # a first answer that has not come by then: the endpoint is down
 _LOCAL_SECONDS = 0.3  # after which a journal on this machine is read as a file
@@ -169,37 +170,48 @@ class Subscriber:
             LossError: With ``strict``, messages are known to be lost.
         """
         deadline = None if timeout is None else self._clock.monotonic() + timeout
+        while self._await_ready(deadline):
+            reader, entry, through = self._ready.popleft()
+            if isinstance(entry, Loss):
+                reader.finished(through)
+                self._report(entry)
+                continue
+            messages = list(reader.open(entry))
+            if messages:
+                self._current = (reader, max(through, messages[-1].sequence))
+                return messages
+            reader.finished(through)
+        return []
+
+    def _await_ready(self, deadline: float | None) -> bool:
+        """Drive the sockets until something is ready; return False at the monotonic time *deadline*, or when stopped.
+
+        Whatever was handed out before has now been worked on.
+        """
         self._finish_current()
-        while True:
-            while self._ready:
-                reader, entry, through = self._ready.popleft()
-                if isinstance(entry, Loss):
-                    reader.finished(through)
-                    self._report(entry)
-                    continue
-                self._current = (reader, through)
-                return entry
-            if self._stopped:
-                return []
+        while not self._ready and not self._stopped:
             now = self._clock.monotonic()
+            more = self._advance(now)
+            if self._ready or more:
+                continue
             wait = self._next_timer - now
             if deadline is not None:
-                if now >= deadline and not self._advance(now):
-                    return []
+                if now >= deadline:
+                    return False
                 wait = min(wait, deadline - now)
-            if not self._advance(now) and not self._ready and not self._stopped:
-                self._wait(max(0.0, wait))
+            self._wait(max(0.0, wait))
+        return bool(self._ready)
 
     def __iter__(self) -> Iterator[Message]:
         """Yield messages for ever, or until :meth:`stop`; asking for the next one says that the last was worked on."""
-        while True:
-            messages = self.receive()
-            if not messages:
-                return
-            current = self._current
-            assert current is not None
-            reader = current[0]
-            for message in messages:
+        while self._await_ready(None):
+            reader, entry, through = self._ready.popleft()
+            if isinstance(entry, Loss):
+                reader.finished(through)
+                self._report(entry)
+                continue
+            self._current = (reader, through)
+            for message in reader.open(entry):
                 yield message
                 reader.handed = message.sequence
 
@@ -378,7 +390,7 @@ class Subscriber:
                 take(frame, now)
             except Refused as error:
                 self._refused(frame, error, now)
-            if len(self._ready) >= 64:
+            if len(self._ready) >= _READY:
                 return True
         return True
 
@@ -398,6 +410,8 @@ class Subscriber:
             if link is None:
                 raise WireError(Reason.UNKNOWN_ENDPOINT, f"a parcel of {parcel.endpoint!r}, which is not configured")
             link.reader.on_live(parcel, now)
+        if link.home is not None:
+            self._close_home(link)  # it is alive: what its files hold, its replay socket has
         if link.reader.wants_fetch and link.request == 0:
             # hearing from it is reason to ask again at once
             if link.failures and link.reader.heard_at != link.heard_at_failure:
@@ -422,12 +436,16 @@ class Subscriber:
 
     def _on_timer(self, now: float) -> None:
         """Start fetches, give up those that do not answer, look at files that may have changed."""
+        self._next_timer = now + (0.05 if self._hungry else 0.5)
         for name, link in list(self._hungry.items()):
             if not link.reader.wants_fetch:
                 del self._hungry[name]
                 self._end_fetch(link)
             elif link.request:
                 self._watch_fetch(link, now)
+            elif link.home is not None and link.failures == 0:
+                if len(self._ready) < _READY:
+                    self._read_home(link, now)
             elif now >= link.next_try_at and len(self._fetching) < self._options.concurrent_fetches:
                 self._start_fetch(link, now)
         if now >= self._refresh_at:
@@ -438,8 +456,6 @@ class Subscriber:
                 self._follow_home(link, now)
         if self._store is not None and self._current is None and now >= self._commit_at:
             self.commit()
-        pause = 0.05 if self._hungry else 0.5
-        self._next_timer = now + pause
 
     def _start_fetch(self, link: _Link, now: float) -> None:
         self._request = self._request % 0xFFFF_FFFF + 1
@@ -485,7 +501,7 @@ class Subscriber:
 
     def _drain_answers(self, socket: zmq.Socket[bytes], link: _Link, now: float) -> bool:
         for _ in range(8):
-            if len(self._ready) >= 64:
+            if len(self._ready) >= _READY:
                 return True
             try:
                 frames = socket.recv_multipart(_NOBLOCK)
@@ -574,7 +590,7 @@ class Subscriber:
         self._end_fetch(link)
         link.home_checked_at = now
         if reader.wants_fetch:
-            link.next_try_at = now
+            link.next_try_at = self._next_timer = now
         else:
             self._hungry.pop(link.endpoint.name, None)
         return True

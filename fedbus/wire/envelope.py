@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import orjson
@@ -29,25 +30,20 @@ def rfc3339(wall: float) -> str:
 class EnvelopeWriter:
     """Writes the envelopes of one endpoint, topic and epoch; what is the same for all of them is written once."""
 
-    __slots__ = ("_after_id", "_after_time", "_before_id")
+    __slots__ = ("_after_id", "_after_time")
 
     def __init__(self, endpoint: str, topic: str, epoch: str) -> None:
-        self._before_id = b'{"specversion":"1.0","id":"'
-        self._after_id = f'","source":"fedbus:{endpoint}","type":"{topic}","time":"'.encode()
-        self._after_time = f'","datacontenttype":"application/json","epoch":"{epoch}","sequence":"'.encode()
+        self._after_id = f'","source":"fedbus:{endpoint}","type":"{topic}","time":"'
+        self._after_time = f'","datacontenttype":"application/json","epoch":"{epoch}","sequence":"'
 
-    def write(self, identifier: str, stamp: str, sequence: int, extra: bytes, data: bytes) -> bytes:
-        """Return one envelope; *extra* is empty or ``,"name":value`` for each optional attribute, *data* is JSON."""
-        return b'%b%b%b%b%b%020d"%b,"data":%b}' % (
-            self._before_id,
-            identifier.encode(),
-            self._after_id,
-            stamp.encode(),
-            self._after_time,
-            sequence,
-            extra,
-            data,
-        )
+    def middle(self, stamp: str) -> bytes:
+        """Return what stands between id and sequence in all envelopes of the time *stamp*."""
+        return f"{self._after_id}{stamp}{self._after_time}".encode("ascii")
+
+
+def write(identifier: bytes, middle: bytes, sequence: int, extra: bytes, data: bytes) -> bytes:
+    """Return one envelope; *extra* is empty or ``,"name":value`` for each optional attribute, *data* is JSON."""
+    return b'{"specversion":"1.0","id":"%b%b%020d"%b,"data":%b}' % (identifier, middle, sequence, extra, data)
 
 
 def optional_attributes(*, dataschema: str | None, traceparent: str | None) -> bytes:
@@ -114,14 +110,12 @@ def _first_fault(attributes: dict[str, Any]) -> str:
     return "/time is not RFC 3339 text in UTC with microseconds"
 
 
-def open_parcel(parcel: Parcel, signer: str, limits: Limits) -> tuple[list[Message], list[WireError]]:
-    """Return the messages of a verified *parcel*, in order, and what was wrong with those that had to be refused.
+def open_parcel(parcel: Parcel, signer: str, limits: Limits, refuse: Callable[[WireError], None]) -> Iterator[Message]:
+    """Yield the messages of a verified *parcel*, in order, decoding each when it is asked for.
 
-    A signer whose seal is good may still have sealed an envelope that is not strict JSON; that message alone is left
-    out, and its place in the stream counts as seen.
+    A signer whose seal is good may still have sealed an envelope that is not well formed; *refuse* is told what is
+    wrong with it, and that message alone is left out.
     """
-    messages: list[Message] = []
-    refused: list[WireError] = []
     topic, epoch = parcel.topic, parcel.epoch
     source = "fedbus:" + parcel.endpoint
     before, last = parcel.first - 1, parcel.last
@@ -134,8 +128,7 @@ def open_parcel(parcel: Parcel, signer: str, limits: Limits) -> tuple[list[Messa
                     Reason.SEQUENCE, f"/sequence is {sequence} in a batch of {parcel.first} to {last}, behind {before}"
                 )
         except WireError as error:
-            refused.append(error)
+            refuse(error)
             continue
         before = sequence
-        messages.append(Message(attributes, sequence, signer, parcel, index))
-    return messages, refused
+        yield Message(attributes, sequence, signer, parcel, index)

@@ -6,9 +6,11 @@ The layout is specified in ``doc/wire.rst``. Decoding checks the layout only; pr
 from __future__ import annotations
 
 import struct
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import accumulate
 from typing import NamedTuple
 from uuid import UUID
 
@@ -309,16 +311,11 @@ def seal(
 
 
 def _portions(envelopes: list[bytes], most_bytes: int, most: int) -> list[list[bytes]]:
-    if len(envelopes) <= most and sum(map(len, envelopes)) <= most_bytes:
-        return [envelopes]
+    ends = list(accumulate(map(len, envelopes)))
     portions: list[list[bytes]] = []
-    portion: list[bytes] = []
-    weight = 0
-    for envelope in envelopes:
-        if portion and (len(portion) == most or weight + len(envelope) > most_bytes):
-            portions.append(portion)
-            portion, weight = [], 0
-        portion.append(envelope)
-        weight += len(envelope)
-    portions.append(portion)
+    at = weight = 0
+    while at < len(envelopes):
+        end = min(max(bisect_right(ends, weight + most_bytes, at), at + 1), at + most)
+        portions.append(envelopes[at:end])
+        at, weight = end, ends[end - 1]
     return portions

@@ -8,7 +8,7 @@ from fedbus.model.limits import Limits
 from fedbus.model.message import MessageKey
 from fedbus.model.position import Position
 from fedbus.wire import parcel
-from fedbus.wire.envelope import open_parcel
+from tests.support import open_parcel
 from tests.vectors import make
 
 

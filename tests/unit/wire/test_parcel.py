@@ -13,7 +13,7 @@ from fedbus.model.limits import Limits
 from fedbus.trust.proof import verify_beat, verify_parcel
 from fedbus.trust.verifier import Verifier
 from fedbus.wire import beat, merkle, parcel
-from fedbus.wire.envelope import open_parcel
+from tests.support import open_parcel
 from tests.vectors import make
 
 MOST = 2**22

@@ -17,7 +17,7 @@ from fedbus.model.limits import Limits
 from fedbus.trust.proof import verify_beat, verify_parcel
 from fedbus.trust.verifier import Verifier
 from fedbus.wire import beat, parcel, replay
-from fedbus.wire.envelope import open_parcel
+from tests.support import open_parcel
 from tests.vectors import check as other_client
 from tests.vectors import make
 
