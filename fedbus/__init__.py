@@ -27,6 +27,8 @@ if TYPE_CHECKING:
         TrustError,
         WireError,
     )
+    from fedbus.hub.consumer import Consumer, Drop, Halt, Retry, consumer
+    from fedbus.hub.hub import Hub
     from fedbus.model.message import Message, MessageKey
     from fedbus.model.position import Cursor, Position
     from fedbus.transport.asubscriber import AsyncSubscriber
@@ -40,7 +42,11 @@ __version__ = "0.1.0"
 _HOMES = {
     "AsyncSubscriber": "fedbus.transport.asubscriber",
     "Bus": "fedbus.bus",
+    "Consumer": "fedbus.hub.consumer",
     "Cursor": "fedbus.model.position",
+    "Drop": "fedbus.hub.consumer",
+    "Halt": "fedbus.hub.consumer",
+    "Hub": "fedbus.hub.hub",
     "Loss": "fedbus.transport.reader",
     "Message": "fedbus.model.message",
     "MessageKey": "fedbus.model.message",
@@ -48,17 +54,23 @@ _HOMES = {
     "Position": "fedbus.model.position",
     "Publisher": "fedbus.transport.publisher",
     "Receipt": "fedbus.transport.publisher",
+    "Retry": "fedbus.hub.consumer",
     "Subscriber": "fedbus.transport.subscriber",
+    "consumer": "fedbus.hub.consumer",
 }
 
 __all__ = [
     "AsyncSubscriber",
     "Bus",
     "ConfigError",
+    "Consumer",
     "Cursor",
     "DeadlineExceeded",
+    "Drop",
     "FedbusError",
     "ForkedError",
+    "Halt",
+    "Hub",
     "JournalError",
     "JournalLocked",
     "JournalWriteError",
@@ -76,9 +88,11 @@ __all__ = [
     "Reason",
     "Receipt",
     "Refused",
+    "Retry",
     "Subscriber",
     "TrustError",
     "WireError",
+    "consumer",
 ]
 
 

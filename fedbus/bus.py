@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import zmq
 
@@ -16,17 +17,24 @@ from fedbus.config.units import parse_duration
 from fedbus.errors import ConfigError, ForkedError
 from fedbus.journal.cursors import CursorStore
 from fedbus.journal.journal import JournalReader
-from fedbus.model.message import MessageKey
+from fedbus.model.message import Message, MessageKey
 from fedbus.model.position import Cursor, Position
 from fedbus.model.stream import StreamHome
 from fedbus.model.topic import TopicFilter
 from fedbus.transport.asubscriber import AsyncSubscriber
+from fedbus.transport.endpoint import Endpoint
 from fedbus.transport.publisher import Publisher
 from fedbus.transport.reader import Loss, Since
 from fedbus.transport.subscriber import Subscriber
 from fedbus.trust.keyring import Keyring
 from fedbus.trust.signer import Signer
 from fedbus.trust.verifier import Verifier
+
+if TYPE_CHECKING:
+    from fedbus.hub.consumer import Consumer
+    from fedbus.hub.delivery import Enabled
+    from fedbus.hub.hub import Hub
+    from fedbus.hub.options import HubOptions
 
 SinceLike = str | datetime | timedelta | MessageKey | Cursor
 
@@ -147,6 +155,46 @@ class Bus:
         return AsyncSubscriber(
             self.subscribe(*filters, since=since, cursor=cursor, endpoints=endpoints, strict=strict, on_loss=on_loss)
         )
+
+    def hub(
+        self,
+        consumers: Iterable[Consumer | Enabled | Callable[[Message], object]],
+        *,
+        options: HubOptions | None = None,
+        problems: Sequence[str] = (),
+        watch: Callable[[bool], Mapping[str, Endpoint] | None] | None = None,
+    ) -> Hub:
+        """Prepare a hub for *consumers*: objects of :class:`Consumer` and functions marked with ``@fedbus.consumer``.
+
+        ``bus.hub([Announce(channel)]).run()`` delivers until it is stopped; see :class:`~fedbus.hub.hub.Hub`.
+
+        Raises:
+            ConfigError: Two consumers have one name, one names no topics, or a filter is none.
+            KeysError, JournalError: The CA, or the cursor store, cannot be used.
+        """
+        # programs that only publish need not load it
+        from fedbus.hub.delivery import Enabled
+        from fedbus.hub.hub import Hub
+        from fedbus.hub.registry import enable
+        from fedbus.hub.source import Source
+
+        self._check_process()
+        settings = self.settings
+        clock = self._clock
+        source = Source(
+            endpoints=settings.endpoints,
+            naming=settings.naming,
+            verifier=self.verifier,
+            limits=settings.limits,
+            options=settings.subscriber,
+            context=self._context,
+            clock=clock,
+            store=self.cursors,
+            local=self._local_journal,
+            parse_since=lambda text: parse_since(text, clock),
+        )
+        enabled = [one if isinstance(one, Enabled) else enable(one) for one in consumers]
+        return Hub(source, enabled, options=options or settings.hub, problems=problems, watch=watch)
 
     @property
     def verifier(self) -> Verifier:

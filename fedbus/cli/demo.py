@@ -273,7 +273,7 @@ class _Demo:
             with contextlib.suppress(FedbusError, OSError):
                 store = CursorStore.open(path)
                 try:
-                    places = store.load("count-topics")
+                    places = store.load("hub.count-topics")
                 finally:
                     store.close()
                 if all(name in places and places[name].sequence >= head for name, head in self._heads.items()):

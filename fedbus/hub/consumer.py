@@ -137,7 +137,7 @@ class Callback(Consumer):
     """A function that :func:`consumer` has marked, as the hub runs it."""
 
     def __init__(self, function: Callable[[Message], Any]) -> None:
-        self.consume = function  # type: ignore[method-assign]
+        self.consume = function  # type: ignore[method-assign,assignment]
 
 
 def check_name(name: str) -> None:

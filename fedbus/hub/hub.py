@@ -1,1 +1,333 @@
-"""The hub: delivers the bus to consumers, each at its own pace."""
+"""The hub: one intake, a thread for each consumer, and what holds them together."""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+
+from fedbus.errors import ConfigError, FedbusError, Fenced, MessageError
+from fedbus.hub.consumer import Halt
+from fedbus.hub.delivery import Delivery, Enabled
+from fedbus.hub.feed import Feed
+from fedbus.hub.http import StatusServer
+from fedbus.hub.intake import Intake
+from fedbus.hub.options import HubOptions
+from fedbus.hub.source import Source
+from fedbus.model.message import Message
+from fedbus.model.topic import TopicFilter
+from fedbus.transport.endpoint import Endpoint
+from fedbus.transport.reader import Since
+
+log = logging.getLogger(__name__)
+
+_TICK = 0.25  # seconds between two rounds of the hub's own thread
+_WATCH_SECONDS = 1.0
+_SAID_AGAIN = 30.0  # seconds between two lines about a cursor store that refuses
+
+
+class Hub:
+    """Delivers to *consumers* until it is stopped; each has its own cursor and never waits for another.
+
+    ``run`` does everything in the calling thread until the end; ``start`` and ``close`` are the same for programs that
+    have something else to do, which then call ``tick`` now and then. *problems* are reasons why some consumer could not
+    be loaded; *watch*, if given, is asked for a changed list of endpoints (with True: even if the files look the same),
+    and returns None where nothing has changed.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        consumers: Sequence[Enabled],
+        *,
+        options: HubOptions,
+        problems: Sequence[str] = (),
+        watch: Callable[[bool], Mapping[str, Endpoint] | None] | None = None,
+    ) -> None:
+        """Prepare a hub; nothing is opened yet.
+
+        Raises:
+            ConfigError: Two consumers have one name, or a filter is none.
+        """
+        self.source = source
+        self.options = options
+        self.problems = list(problems)
+        self.refused = ""  # why the configuration on disk is not in force
+        self.exit_code = 0
+        self.deliveries: list[Delivery] = []
+        self.intake: Intake | None = None
+        self.beat_at = 0.0  # monotonic time of the last round of the hub's own thread
+        self._watch = watch
+        self._consumers = list(consumers)
+        self._filters: dict[str, list[TopicFilter]] = {}
+        for one in self._consumers:
+            if one.name in self._filters:
+                raise ConfigError(f"two consumers are named {one.name!r}; give one of them another name")
+            try:
+                self._filters[one.name] = source.filters(one.topics)
+            except MessageError as error:
+                raise ConfigError(f"consumer {one.name!r}: {error}") from error
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._stop_asked = False
+        self._reload_asked = False
+        self._closed = False
+        self._commit_at = 0.0
+        self._watch_at = 0.0
+        self._store_failure = ""
+        self._store_said_at = float("-inf")
+        self._busy: dict[str, tuple[Message, float]] = {}  # what each consumer had in hand, and since when
+        self._http: StatusServer | None = None
+
+    # --- the life of a hub -------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Open the cursors, the intake and the HTTP port, and let the consumers run.
+
+        Raises:
+            JournalError: The cursor store cannot be used.
+            BindError: The HTTP port is taken.
+            ConfigError: A consumer's ``since`` is no place to begin.
+        """
+        clock = self.source.clock
+        # first of all: what is published from this moment on is delivered to new consumers
+        started_ms, started = int(clock.wall() * 1000), clock.monotonic()
+        self.beat_at = started
+        feeds = [Feed(messages=self.options.queue_messages, size=self.options.queue_bytes) for _ in self._consumers]
+        union = [one for filters in self._filters.values() for one in filters]
+        endpoints = self.source.endpoints.values() if self._consumers else []
+        self.intake = Intake(self.source, union, feeds, endpoints=endpoints, since=Since(age=(0.0, started)))
+        for enabled, feed in zip(self._consumers, feeds, strict=True):
+            delivery = Delivery(
+                enabled,
+                source=self.source,
+                filters=self._filters[enabled.name],
+                feed=feed,
+                through=self.intake.through,
+                started_ms=started_ms,
+                retry_pause=self.options.retry_pause,
+                on_halt=self._on_halt,
+            )
+            try:
+                delivery.open_cursor()
+            except ValueError as error:
+                raise ConfigError(f"{enabled.origin or 'consumer'}: {enabled.name}: since: {error}") from error
+            self.deliveries.append(delivery)
+        if self.options.http is not None:
+            self._http = StatusServer(self, self.options.http)
+            self._http.start()
+        for delivery in self.deliveries:
+            delivery.start()
+        self.intake.start()
+
+    def run(self, *, seconds: float | None = None, on_ready: Callable[[], object] | None = None) -> int:
+        """Start, deliver until :meth:`stop`, :class:`Halt` or *seconds* have passed, close; return the exit code.
+
+        *on_ready* is called once, when every endpoint that answers was joined (or after two seconds).
+        """
+        clock = self.source.clock
+        self.start()
+        begun = clock.monotonic()
+        try:
+            while not self._stop_asked:
+                now = clock.monotonic()
+                if on_ready is not None and (self.joined or now - begun > 2.0):
+                    on_ready()
+                    on_ready = None
+                pause = 0.02 if on_ready is not None else _TICK
+                if seconds is not None:
+                    if now - begun >= seconds:
+                        break
+                    pause = min(pause, begun + seconds - now)
+                self._wait(pause)
+                self.tick()
+        finally:
+            self.close()
+        return self.exit_code
+
+    def stop(self, exit_code: int | None = None) -> None:
+        """Ask :meth:`run` to end; safe in any thread and in a signal handler."""
+        if exit_code is not None and not self._stop_asked:
+            self.exit_code = exit_code
+        self._stop_asked = True
+        self._awake()
+
+    def reload(self) -> None:
+        """Ask for the configuration to be read again; safe in any thread and in a signal handler."""
+        self._reload_asked = True
+        self._awake()
+
+    def tick(self) -> None:
+        """Do what is due: write cursors, look at the configuration, see who is busy for too long."""
+        now = self.source.clock.monotonic()
+        self.beat_at = now
+        if now >= self._commit_at:
+            self._commit_at = now + self.options.commit_interval
+            self._commit(now)
+        if self._watch is not None and (self._reload_asked or now >= self._watch_at):
+            self._watch_at = now + _WATCH_SECONDS
+            forced, self._reload_asked = self._reload_asked, False
+            self._look_at_configuration(forced)
+        for delivery in self.deliveries:
+            message = delivery.current
+            if message is None:
+                self._busy.pop(delivery.enabled.name, None)
+            elif self._busy.get(delivery.enabled.name, (None, 0.0))[0] is not message:
+                self._busy[delivery.enabled.name] = (message, now)
+
+    def close(self) -> None:
+        """Stop the intake, let consumers finish the message in hand within ``drain_timeout``, write the cursors."""
+        if self._closed:
+            return
+        self._closed = True
+        clock = self.source.clock
+        deadline = clock.monotonic() + self.options.drain_timeout
+        if self.intake is not None:
+            self.intake.stop()
+        for delivery in self.deliveries:
+            delivery.stop()
+        threads: list[threading.Thread] = [*self.deliveries]
+        if self.intake is not None:
+            threads.append(self.intake)
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join(max(0.0, deadline - clock.monotonic()))
+        for delivery in self.unfinished():
+            log.warning(
+                "consumer %s has not finished %s within %g s; it will get the message again",
+                delivery.enabled.name,
+                delivery.current.key if delivery.current is not None else "its stop()",
+                self.options.drain_timeout,
+            )
+        if self.intake is not None and self.intake.ident is None:
+            self.intake.subscriber.close()
+        self._commit(clock.monotonic(), last=True)
+        if self._http is not None:
+            self._http.stop()
+        for delivery in self.deliveries:
+            if not delivery.is_alive():
+                delivery.feed.close()
+        # the descriptor stays: a late signal handler may still write to it
+
+    def __enter__(self) -> Hub:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def unfinished(self) -> list[Delivery]:
+        """Return those whose consumer is still in a call; after :meth:`close` only ending the process ends them."""
+        return [delivery for delivery in self.deliveries if delivery.is_alive()]
+
+    # --- how it is ---------------------------------------------------------------------------------------------
+
+    @property
+    def http_address(self) -> str | None:
+        """Where /live, /ready and /metrics are served, HOST:PORT; None where they are not."""
+        if self._http is None:
+            return None
+        host, _, _ = self._http.address.rpartition(":")
+        return f"{host}:{self._http.port}"
+
+    @property
+    def joined(self) -> bool:
+        """Whether every endpoint that answers is being read."""
+        return self.intake is not None and self.intake.caught_up
+
+    def reasons(self) -> list[str]:
+        """Return why the hub is not ready, or is ready only in part; empty when all is well."""
+        if self.intake is None:
+            return ["starting"]
+        now = self.source.clock.monotonic()
+        found = [f"not loaded: {problem}" for problem in self.problems]
+        if self.refused:
+            found.append(f"configuration refused: {self.refused}")
+        if self._store_failure:
+            found.append(f"cursors are not written: {self._store_failure}")
+        if self.intake.failure:
+            found.append(f"intake: {self.intake.failure}")
+        elif not self.intake.caught_up:
+            found.append("intake: not caught up")
+        if self._stop_asked or self._closed:
+            found.append("stopping")
+        for delivery in self.deliveries:
+            enabled = delivery.enabled
+            if delivery.failure:
+                found.append(f"consumer {enabled.name}: {delivery.failure}")
+            elif not delivery.caught_up:
+                found.append(f"consumer {enabled.name}: not caught up")
+            busy = self._busy.get(enabled.name)
+            if busy is not None and now - busy[1] > enabled.timeout:
+                found.append(f"consumer {enabled.name}: busy with {busy[0].key} for {now - busy[1]:.0f} s")
+        return found
+
+    # --- parts of a round --------------------------------------------------------------------------------------
+
+    def _on_halt(self, name: str, halt: Halt) -> None:
+        reason = f": {halt.reason}" if halt.reason else ""
+        log.warning("consumer %s halts the hub with exit code %d%s", name, halt.exit_code, reason)
+        self.stop(halt.exit_code)
+
+    def _commit(self, now: float, *, last: bool = False) -> None:
+        failure = ""
+        for delivery in self.deliveries:
+            try:
+                delivery.commit()
+            except Fenced as error:
+                log.error("consumer %s: %s", delivery.enabled.name, error)
+                self.stop(1)
+                return
+            except FedbusError as error:
+                failure = str(error)
+        if failure and (last or now - self._store_said_at > _SAID_AGAIN):
+            self._store_said_at = now
+            log.error("cursors are not written, so a crash now would repeat messages: %s", failure)
+        elif self._store_failure and not failure:
+            log.warning("cursors are written again")
+            self._store_said_at = float("-inf")
+        self._store_failure = failure
+
+    def _look_at_configuration(self, forced: bool) -> None:
+        assert self._watch is not None
+        try:
+            endpoints = self._watch(forced)
+        except FedbusError as error:
+            self.refused = str(error)
+            log.error("the changed configuration is refused as a whole, the old one stays in force: %s", error)
+            return
+        if endpoints is None:
+            return
+        self.refused = ""
+        before = self.source.endpoints
+        added, gone = endpoints.keys() - before.keys(), before.keys() - endpoints.keys()
+        moved = {name for name in endpoints.keys() & before.keys() if endpoints[name] != before[name]}
+        if not (added or gone or moved):
+            log.info("the configuration was read again: the same endpoints")
+            return
+        self.source.endpoints = endpoints
+        self.source.version += 1
+        if self.intake is not None and self._consumers:
+            self.intake.update(endpoints.values())
+        log.info(
+            "the configuration was read again: %d endpoints added, %d removed, %d moved",
+            len(added),
+            len(gone),
+            len(moved),
+        )
+
+    def _wait(self, seconds: float) -> None:
+        poll = select.poll()
+        poll.register(self._wake, select.POLLIN)
+        if poll.poll(int(max(0.0, seconds) * 1000) + 1):
+            try:
+                os.eventfd_read(self._wake)
+            except BlockingIOError:
+                pass
+
+    def _awake(self) -> None:
+        os.eventfd_write(self._wake, 1)

@@ -1,0 +1,180 @@
+"""`fedbus hub`: the daemon that delivers messages to consumers."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import signal
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import click
+
+from fedbus.bus import Bus, parse_since
+from fedbus.cli.common import examples, notice, set_up_logs
+from fedbus.cli.signals import Stop
+from fedbus.clock import SystemClock
+from fedbus.config.settings import ConfigWatcher
+from fedbus.hub.hub import Hub
+from fedbus.hub.registry import find
+from fedbus.transport.endpoint import Endpoint
+
+log = logging.getLogger(__name__)
+
+_EXAMPLES = examples(
+    "fedbus hub                                     the consumers that the configuration enables",
+    "fedbus hub --consumer announce.py              one file more, as it is being written",
+    "fedbus hub --consumer announce.py:on_build --since 10m",
+    "fedbus hub --only irc --only history --http 127.0.0.1:9140",
+)
+_ADDRESS = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}")
+# Threads take turns at least this often: else one that computes holds up those that wait for sockets, 5 ms each time
+_SWITCH_SECONDS = 0.0005
+_NEEDS_RESTART = (
+    "naming",
+    "environment",
+    "keyring",
+    "keys",
+    "state",
+    "policy",
+    "limits",
+    "subscriber",
+    "hub",
+    "consumers",
+)
+
+
+def _address(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    if value is not None and (not _ADDRESS.fullmatch(value) or int(value.rpartition(":")[2]) > 65535):
+        raise click.BadParameter("write HOST:PORT, such as 127.0.0.1:9140")
+    return value
+
+
+def _when(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    if value is not None:
+        try:
+            parse_since(value, SystemClock())
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from error
+    return value
+
+
+@click.command("hub", epilog=_EXAMPLES)
+@click.option(
+    "--consumer",
+    "files",
+    multiple=True,
+    metavar="FILE[:NAME]",
+    help="Run the consumers of a Python file too, or one of them; may be repeated.",
+)
+@click.option("--only", multiple=True, metavar="NAME", help="Of all consumers run this one; may be repeated.")
+@click.option("--http", callback=_address, metavar="HOST:PORT", help="Serve /live, /ready and /metrics there.")
+@click.option(
+    "--since",
+    callback=_when,
+    metavar="WHEN",
+    help="Where consumers without a cursor begin: now, beginning, 10m, a time.",
+)
+@click.option("--seconds", type=click.FloatRange(0.0, 1e9), metavar="S", help="Stop after so many seconds.")
+@click.pass_context
+def hub(
+    ctx: click.Context,
+    files: tuple[str, ...],
+    only: tuple[str, ...],
+    http: str | None,
+    since: str | None,
+    seconds: float | None,
+) -> int:
+    """Load consumers and deliver to them, each at its own pace and from its own cursor.
+
+    A consumer that cannot be loaded or fails does not keep the others from running; /ready and the log say why.
+    SIGTERM lets consumers finish the message in hand and ends with exit code 0, a second one ends at once; SIGHUP has
+    the configuration read again.
+    """
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    given = ctx.obj or {}
+    watcher = ConfigWatcher(given.get("config"))
+    settings = watcher.settings
+    set_up_logs(given, level=settings.log.level, form=settings.log.format, daemon=True)
+    found = find(
+        settings.consumers,
+        folder=settings.hub.folder,
+        files=files,
+        only=only,
+        since=since,
+        origins=settings.origins,
+    )
+    for problem in found.problems:
+        log.error("consumer not loaded: %s", problem)
+    options = replace(settings.hub, http=http) if http is not None else settings.hub
+    bus = Bus.open(settings)
+    daemon = bus.hub(found.consumers, options=options, problems=found.problems, watch=_Watch(watcher))
+    before = signal.getsignal(signal.SIGHUP)
+    with Stop(on_stop=daemon.stop):
+        signal.signal(signal.SIGHUP, lambda number, frame: daemon.reload())
+        try:
+            code = daemon.run(seconds=seconds, on_ready=lambda: _say_ready(daemon, str(given.get("log_form"))))
+        finally:
+            signal.signal(signal.SIGHUP, before)
+            if daemon.unfinished():
+                # threads in a consumer's call cannot be ended, and the bus cannot be closed around them
+                logging.shutdown()
+                _leave(daemon.exit_code if sys.exc_info()[0] is None else 1)
+            bus.close()
+    return code
+
+
+class _Watch:
+    """Gives the hub the changed endpoints, and says what else was changed that it cannot take up while running."""
+
+    def __init__(self, watcher: ConfigWatcher) -> None:
+        self._watcher = watcher
+
+    def __call__(self, forced: bool) -> Mapping[str, Endpoint] | None:
+        if not forced and not self._watcher.changed():
+            return None
+        before = self._watcher.settings
+        after = self._watcher.reload()
+        changed = [name for name in _NEEDS_RESTART if _differs(getattr(before, name), getattr(after, name))]
+        if changed:
+            log.warning("changed, and in force only after a restart of the hub: %s", ", ".join(changed))
+        return after.endpoints
+
+
+def _differs(before: Any, after: Any) -> bool:
+    if hasattr(before, "rules"):
+        return bool(before.rules != after.rules)
+    return bool(before != after)
+
+
+def _say_ready(daemon: Hub, form: str) -> None:
+    reasons = daemon.reasons()
+    facts: dict[str, Any] = {
+        "consumers": [one.enabled.name for one in daemon.deliveries],
+        "endpoints": len(daemon.source.endpoints),
+        "http": daemon.http_address,
+        "degraded": bool(daemon.problems),
+    }
+    if form == "json":
+        line = json.dumps({"event": "ready", **facts, "reasons": reasons})
+    else:
+        shown = [
+            f"{key}={','.join(value) if isinstance(value, list) else value}"
+            for key, value in facts.items()
+            if value not in (None, False)
+        ]
+        line = f"ready {' '.join(shown)}"
+    notice(line)
+
+
+def _leave(code: int) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):
+            pass
+    os._exit(code)

@@ -1,0 +1,402 @@
+"""Finds the consumers that a hub is to run: in entry points, modules, the hub's folder, and files named by hand.
+
+A consumer that cannot be loaded never keeps the others from running: it becomes a problem, with the file and line that
+asked for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.metadata
+import inspect
+import logging
+import os
+import stat
+import sys
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+
+from fedbus.errors import ConfigError
+from fedbus.hub.consumer import MARK, Callback, Consumer, Declaration, check_name, name_of
+from fedbus.hub.delivery import Enabled
+from fedbus.hub.options import ConsumerSettings
+from fedbus.model.message import Message
+
+log = logging.getLogger(__name__)
+
+GROUP = "fedbus.consumers"
+_FILE_BYTES = 2**20
+
+
+@dataclass(slots=True)
+class Found:
+    """What was loaded, and why the rest was not, each with its origin."""
+
+    consumers: list[Enabled] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """Something in a module that can be run as a consumer."""
+
+    attribute: str
+    name: str
+    target: Any  # a class, or a function that the decorator has marked
+
+
+def find(
+    configured: Mapping[str, ConsumerSettings],
+    *,
+    folder: Path | None = None,
+    files: Sequence[str] = (),
+    only: Sequence[str] = (),
+    since: str | None = None,
+    origins: Mapping[str, str] | None = None,
+) -> Found:
+    """Load the *configured* consumers and those in *files* (``FILE[:NAME]``), of these the ones named in *only*.
+
+    *since* says where those without a cursor begin, in place of what they declare. *origins* maps the dotted keys of
+    the configuration to ``FILE:LINE``.
+
+    Raises:
+        ConfigError: What was asked for by hand, in *files* or *only*, is not there or cannot be loaded; or there is no
+            consumer at all.
+    """
+    found = Found()
+    asked = [*_from_files(files, since)]
+    names = {one.name for one in asked}
+    for one in configured.values():
+        if not one.enabled or (only and one.name not in only):
+            continue
+        if one.name in names:
+            found.problems.append(
+                f"{one.origin}: consumer {one.name!r} is also in a file named with --consumer; rename one of them"
+            )
+            continue
+        try:
+            found.consumers.append(_configured(one, folder, since, origins or {}))
+        except ConfigError as error:
+            found.problems += error.problems
+    known = {one.name for one in asked} | set(configured)
+    for name in only:
+        if name not in known:
+            raise ConfigError(
+                f"--only {name}: there is no such consumer; there are: {', '.join(sorted(known)) or 'none'}"
+            )
+        if name in configured and not configured[name].enabled and name not in names:
+            raise ConfigError(f"--only {name}: {configured[name].origin} says enabled: false; change that")
+    found.consumers += [one for one in asked if not only or one.name in only]
+    if not found.consumers and not found.problems:
+        raise ConfigError(
+            "there is no consumer to run; enable one below `consumers:` in the configuration, or name a file with "
+            "--consumer FILE.py"
+        )
+    return found
+
+
+def enable(consumer: Consumer | Callable[[Message], object]) -> Enabled:
+    """Return how to run a *consumer* that a program has made itself: an object, or a function that is marked.
+
+    Raises:
+        ConfigError: It is neither, or names no topics.
+    """
+    if isinstance(consumer, Consumer):
+        kind: Any = type(consumer)
+        name = consumer.name or name_of(kind)
+        try:
+            check_name(name)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        topics = _topics(consumer, (), f"consumer {name!r}")
+        return Enabled(name=name, consumer=consumer, topics=topics, since=consumer.since)
+    candidate = _candidate(getattr(consumer, "__name__", repr(consumer)), consumer, "Bus.hub")
+    return Enabled(
+        name=candidate.name,
+        consumer=_build(consumer, {}, "Bus.hub"),
+        topics=_topics(consumer, (), f"consumer {candidate.name!r}"),
+        since=_since(consumer),
+    )
+
+
+# --- what the configuration names ------------------------------------------------------------------------------
+
+
+def _configured(
+    wanted: ConsumerSettings, folder: Path | None, since: str | None, origins: Mapping[str, str]
+) -> Enabled:
+    where = f"{wanted.origin}: consumer {wanted.name!r}"
+    candidates, chosen = _resolve(wanted, folder, where)
+    candidate = _one(candidates, chosen, wanted.name, f"{where}: {wanted.use}")
+    settings = dict(wanted.settings)
+    at = origins.get(f"consumers.{wanted.name}.settings", wanted.origin)
+    schema = getattr(candidate.target, "schema", None) if inspect.isclass(candidate.target) else None
+    if schema is not None:
+        _check_settings(schema, settings, wanted, origins)
+    return Enabled(
+        name=wanted.name,
+        consumer=_build(candidate.target, settings, f"{at}: consumer {wanted.name!r}"),
+        topics=_topics(candidate.target, wanted.topics, where),
+        since=since or wanted.since or _since(candidate.target),
+        attempts=wanted.attempts,
+        timeout=wanted.timeout,
+        origin=wanted.origin,
+    )
+
+
+def _resolve(wanted: ConsumerSettings, folder: Path | None, where: str) -> tuple[list[_Candidate], str]:
+    """Return what the module that ``use`` names holds, and which of it is asked for (empty: the only one)."""
+    use = wanted.use
+    for entry in importlib.metadata.entry_points(group=GROUP):
+        if entry.name == use:
+            loaded = _guarded(entry.load, f"{where}: entry point {use!r} ({entry.value})")
+            if isinstance(loaded, types.ModuleType):
+                return _candidates(loaded), ""
+            return [_candidate(entry.attr or use, loaded, f"{where}: entry point {use!r}")], ""
+    path, _, chosen = use.partition(":")
+    if path.endswith(".py"):
+        return _candidates(_load_from_folder(folder, path, where)), chosen
+    if "/" in path or not all(part.isidentifier() for part in path.split(".")):
+        raise ConfigError(
+            f"{where}: {use!r} is neither an entry point of {GROUP}, a module, module:NAME nor a FILE.py of the hub's "
+            "folder; correct `use`"
+        )
+    if folder is not None and "." not in path and (folder / f"{path}.py").exists():
+        return _candidates(_load_from_folder(folder, f"{path}.py", where)), chosen
+    module = _guarded(lambda: importlib.import_module(path), f"{where}: module {path!r}")
+    return _candidates(module), chosen
+
+
+def _load_from_folder(folder: Path | None, name: str, where: str) -> types.ModuleType:
+    if folder is None:
+        raise ConfigError(f"{where}: {name!r} is a file, but hub.folder is not set; name the folder of consumers there")
+    inside, path = folder.resolve(), (folder / name).resolve()
+    if not path.is_relative_to(inside):
+        raise ConfigError(f"{where}: {name!r} is outside {folder}; only files in hub.folder are loaded, put it there")
+    return _load(path, where, guarded=True)
+
+
+# --- what was named by hand ------------------------------------------------------------------------------------
+
+
+def _from_files(files: Iterable[str], since: str | None) -> Iterable[Enabled]:
+    seen: dict[str, str] = {}
+    for text in files:
+        where = f"--consumer {text}"
+        path, chosen = text, ""
+        if not text.endswith(".py") and ".py:" in text:
+            path, _, chosen = text.rpartition(":")
+        candidates = _candidates(_load(Path(path), where, guarded=False))
+        if chosen or not candidates:
+            candidates = [_one(candidates, chosen, chosen, where)]
+        for candidate in candidates:
+            if candidate.name in seen:
+                raise ConfigError(
+                    f"{where}: a consumer named {candidate.name!r} is in {seen[candidate.name]} too; rename one of them"
+                )
+            seen[candidate.name] = text
+            yield Enabled(
+                name=candidate.name,
+                consumer=_build(candidate.target, {}, f"{where}: consumer {candidate.name!r}"),
+                topics=_topics(candidate.target, (), where),
+                since=since or _since(candidate.target),
+                origin=where,
+            )
+
+
+# --- modules ---------------------------------------------------------------------------------------------------
+
+
+def _load(path: Path, where: str, *, guarded: bool) -> types.ModuleType:
+    """Run the file at *path* as a module; what is run is what was checked.
+
+    *guarded*: the file and its folder must belong to root or to us, and nobody else may write them. A file named by
+    hand must only not be writable by everybody.
+    """
+    source = _read(path, where, guarded=guarded)
+    digest = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:8]
+    name = f"fedbus_consumer_{path.stem.replace('-', '_')}_{digest}"
+    if (known := sys.modules.get(name)) is not None and getattr(known, "__source__", None) == source:
+        return known
+    module = types.ModuleType(name)
+    module.__file__ = str(path)
+    module.__dict__["__source__"] = source
+
+    def run() -> types.ModuleType:
+        code = compile(source, str(path), "exec", dont_inherit=True)
+        sys.modules[name] = module  # dataclasses and pickle look a class's module up there
+        try:
+            exec(code, module.__dict__)
+        except BaseException:
+            del sys.modules[name]
+            raise
+        return module
+
+    loaded: types.ModuleType = _guarded(run, f"{where}: {path}")
+    return loaded
+
+
+def _read(path: Path, where: str, *, guarded: bool) -> bytes:
+    try:
+        # O_NONBLOCK: a FIFO in place of the file must not hold us up
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise ConfigError(f"{where}: cannot read {path}: {error.strerror}") from error
+    with os.fdopen(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise ConfigError(f"{where}: {path} is not a regular file; name a Python file")
+        states = [(path, found, 0o022 if guarded else 0o002)]
+        if guarded:
+            states.append((path.parent, path.parent.stat(), 0o022))
+        for what, state, forbidden in states:
+            if guarded and state.st_uid not in (0, os.geteuid()):
+                raise ConfigError(
+                    f"{where}: {what} belongs to user id {state.st_uid}; it must belong to root or to user id "
+                    f"{os.geteuid()}: use chown"
+                )
+            if state.st_mode & forbidden:
+                raise ConfigError(
+                    f"{where}: {what} has mode {stat.S_IMODE(state.st_mode):04o}, so others can change what the hub "
+                    "runs; use chmod go-w"
+                )
+        if found.st_size > _FILE_BYTES:
+            raise ConfigError(f"{where}: {path} has {found.st_size} bytes; {_FILE_BYTES} at most")
+        return file.read()
+
+
+def _candidates(module: types.ModuleType) -> list[_Candidate]:
+    """Return the consumers that *module* itself defines, in the order of its names' definition."""
+    found = []
+    for attribute, value in vars(module).items():
+        if attribute.startswith("_") or getattr(value, "__module__", None) != module.__name__:
+            continue
+        if _is_consumer(value):
+            found.append(_candidate(attribute, value, module.__name__))
+    return found
+
+
+def _is_consumer(value: object) -> bool:
+    if inspect.isclass(value):
+        return issubclass(value, Consumer) and value is not Consumer and not inspect.isabstract(value)
+    return isinstance(getattr(value, MARK, None), Declaration)
+
+
+def _candidate(attribute: str, value: Any, where: str) -> _Candidate:
+    if not _is_consumer(value):
+        raise ConfigError(
+            f"{where}: {attribute!r} is no consumer; derive a class from fedbus.Consumer, or mark a function with "
+            "@fedbus.consumer(TOPIC)"
+        )
+    mark = getattr(value, MARK, None)
+    name: str = name_of(value) if mark is None else mark.name
+    try:
+        check_name(name)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    return _Candidate(attribute, name, value)
+
+
+def _one(candidates: list[_Candidate], chosen: str, name: str, where: str) -> _Candidate:
+    """Return the candidate that *chosen* names, by attribute or by name; else the only one, or that of our *name*."""
+    names = ", ".join(f"{one.attribute}" for one in candidates) or "none"
+    if chosen:
+        for one in candidates:
+            if chosen in (one.attribute, one.name):
+                return one
+        raise ConfigError(f"{where}: it holds no consumer {chosen!r}; there are: {names}")
+    if len(candidates) == 1:
+        return candidates[0]
+    named = [one for one in candidates if one.name == name]
+    if len(named) == 1:
+        return named[0]
+    if not candidates:
+        raise ConfigError(
+            f"{where}: it holds no consumer; derive a class from fedbus.Consumer, or mark a function with "
+            "@fedbus.consumer(TOPIC)"
+        )
+    raise ConfigError(f"{where}: it holds several consumers; add :NAME, one of {names}")
+
+
+# --- from code to something that runs --------------------------------------------------------------------------
+
+
+def _check_settings(
+    schema: Mapping[str, Any], settings: dict[str, Any], wanted: ConsumerSettings, origins: Mapping[str, str]
+) -> None:
+    problems = []
+    prefix = f"consumers.{wanted.name}.settings"
+    try:
+        jsonschema.Draft202012Validator.check_schema(schema)
+    except jsonschema.SchemaError as error:
+        raise ConfigError(
+            f"{wanted.origin}: consumer {wanted.name!r}: its own schema is none: {error.message[:200]}"
+        ) from error
+    for fault in jsonschema.Draft202012Validator(schema).iter_errors(settings):
+        key = prefix
+        for part in fault.absolute_path:
+            key += f"[{part}]" if isinstance(part, int) else f".{part}"
+        origin = origins.get(key) or origins.get(prefix) or wanted.origin
+        problems.append(f"{origin}: {key}: {fault.message[:200]}")
+    if problems:
+        raise ConfigError(sorted(problems))
+
+
+def _build(target: Any, settings: dict[str, Any], where: str) -> Consumer:
+    if not inspect.isclass(target):
+        if settings:
+            raise ConfigError(
+                f"{where}: a callback takes no settings; make it a class, or remove {', '.join(settings)}"
+            )
+        return Callback(target)
+    try:
+        inspect.signature(target).bind(**settings)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: its settings do not fit {target.__name__}: {error}") from error
+    made: Consumer = _guarded(lambda: target(**settings), f"{where}: {target.__name__}")
+    return made
+
+
+def _topics(target: Any, configured: tuple[str, ...], where: str) -> tuple[str, ...]:
+    mark = getattr(target, MARK, None)
+    declared = target.topics if mark is None else mark.topics
+    if isinstance(declared, str):
+        raise ConfigError(f"{where}: topics is one text; write a tuple: topics = ({declared!r},)")
+    topics = configured or tuple(declared)
+    if not topics:
+        raise ConfigError(
+            f"{where}: it names no topics; declare `topics` in the class, or below it in the configuration"
+        )
+    return topics
+
+
+def _since(target: Any) -> str:
+    mark = getattr(target, MARK, None)
+    declared: str = target.since if mark is None else mark.since
+    return declared
+
+
+def _guarded(call: Any, where: str) -> Any:
+    """Run code that is not ours: whatever it raises, even ``sys.exit()``, is a reason not to load it, no more."""
+    try:
+        return call()
+    except ConfigError:
+        raise
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        text = str(error)[:300]
+        line = ""
+        trace = error.__traceback__
+        while trace is not None:
+            name = trace.tb_frame.f_code.co_filename
+            if not name.startswith("<frozen") and Path(name).name != Path(__file__).name:
+                line = f" ({name}:{trace.tb_lineno})"
+            trace = trace.tb_next
+        raise ConfigError(f"{where} cannot be loaded: {type(error).__name__}: {text}{line}") from error
