@@ -99,6 +99,30 @@ class PublisherStats:
     queued: int = 0
 
 
+class _Forks:
+    """Counts the forks that lie between a process and the one that first opened a publisher.
+
+    Asking the kernel for the process id would cost a system call for each message.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._watching = False
+
+    def watch(self) -> int:
+        """Return the count, which is another in every child from now on."""
+        if not self._watching:
+            self._watching = True
+            os.register_at_fork(after_in_child=self._forked)
+        return self.count
+
+    def _forked(self) -> None:
+        self.count += 1
+
+
+_forks = _Forks()
+
+
 class Pending(msgspec.Struct, gc=False, eq=False):
     """A message on its way into the journal; what :meth:`Publisher.enqueue` returns."""
 
@@ -214,13 +238,16 @@ class Publisher:
         self._endpoint_bytes = endpoint.name.encode("ascii")
         self._queue: deque[Pending] = deque()
         self._queued_bytes = 0
-        self._room = threading.Condition()
+        self._most_messages = options.queue_messages
+        self._most_bytes = options.queue_bytes
+        self._mutex = threading.Lock()
+        self._room = threading.Condition(self._mutex)
         self._crowded = 0  # callers waiting for room
         self._closing = False
         self._failure: BaseException | None = None
         self._first_error: FedbusError | None = None
         self._asleep = False
-        self._pid = os.getpid()
+        self._generation = _forks.watch()
         self._level_heads = _level_heads(journal.heads)
         self._recent = _Recent(journal.head, turn=journal.head)
         self._tokens = float(options.signature_burst)
@@ -333,10 +360,10 @@ class Publisher:
                 Reason.OVERSIZE, f"the message has {weight + known.overhead} bytes, limit {self._limits.message_bytes}"
             )
         pending = Pending(known, data, extra)
-        with self._room:
-            if self._closing or self._pid != os.getpid():
+        with self._mutex:
+            if self._closing or self._generation != _forks.count:
                 self._refuse()
-            if not self._has_room(1.0):
+            if len(self._queue) >= self._most_messages or self._queued_bytes >= self._most_bytes:
                 self._wait_for_room(timeout)
             self._queue.append(pending)
             self._queued_bytes += weight
@@ -367,7 +394,7 @@ class Publisher:
             DeadlineExceeded: The thread did not end within *timeout* seconds.
             JournalWriteError: A message queued with :meth:`enqueue` was refused by the disk.
         """
-        if self._pid != os.getpid():
+        if self._generation != _forks.count:
             return
         with self._room:
             self._closing = True
@@ -439,7 +466,7 @@ class Publisher:
         return known
 
     def _refuse(self) -> None:
-        if self._pid != os.getpid():
+        if self._generation != _forks.count:
             raise ForkedError(
                 f"the publisher of {self.endpoint.name!r} was opened before a fork; open a Bus and a publisher in the "
                 "child, with an endpoint of its own, or publish only in the parent"

@@ -181,6 +181,11 @@ class StreamReader:
         """Whether the journal has to be asked."""
         return self.mode is not Mode.LIVE and not self.quarantined
 
+    @property
+    def joins_by_age(self) -> bool:
+        """Whether the next fetch says how long ago to begin, which is right only when it arrives at once."""
+        return not self.epoch and self._since.age is not None
+
     def fetch(self, request: int, budget: int, now: float) -> Fetch:
         """Return what to ask the journal for next."""
         filters = [self._prefix] if self._prefix else []
@@ -259,6 +264,10 @@ class StreamReader:
 
     def _fall_behind(self) -> None:
         self.stats.gaps += 1
+        self.read_again()
+
+    def read_again(self) -> None:
+        """Read the journal from what is accounted for; there may be more in it."""
         self.mode = Mode.BEHIND
         self._collection = None
         self._asked = self.accounted

@@ -68,6 +68,7 @@ class _Link:
     socket: zmq.Socket[bytes] | None = None
     request: int = 0
     answered: bool = False
+    connected: bool = False  # the socket has had an answer, so what is sent now does not wait for a connection
     moved_at: float = 0.0  # when the current fetch last got something
     next_try_at: float = 0.0
     failures: int = 0
@@ -463,6 +464,7 @@ class Subscriber:
             link.socket = sockets.fetch_socket(self._context, link.endpoint.replay, frame_bytes=self._frame_bytes)
             self._poller.register(link.socket, zmq.POLLIN)
             self._fetching[link.socket] = link
+            link.connected = False
         link.request = self._request
         link.answered = False
         link.moved_at = now
@@ -530,6 +532,12 @@ class Subscriber:
         link.failures = 0
         self._close_home(link)
         reader = link.reader
+        if not link.connected:
+            link.connected = True
+            if reader.joins_by_age:
+                # the request may have waited for the endpoint to come up, and its age is too small by as much
+                self._start_fetch(link, now)
+                return
         if kind is replay.Kind.RECORDS:
             for error in reader.on_records(payload):
                 self._refused(b"", error, now, link.endpoint.name)
@@ -604,7 +612,7 @@ class Subscriber:
         refresh = getattr(home, "refresh", None)
         try:
             if refresh is not None and refresh() and (home.epoch, home.head) != _place(link.reader):
-                link.reader.mode = Mode.BEHIND
+                link.reader.read_again()
                 self._hungry[link.endpoint.name] = link
         except (FedbusError, OSError) as error:
             log.warning("endpoint %s: its journal here cannot be read: %s", link.endpoint.name, error)

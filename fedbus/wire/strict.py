@@ -45,7 +45,7 @@ def decode(data: bytes, limits: Limits) -> dict[str, Any]:
             len(data) <= limits.key_bytes
             and len(data) <= limits.members
             and b"\\" not in data
-            and data.count(b"{") + data.count(b"[") <= limits.nesting
+            and _brackets(data) <= limits.nesting
             and orjson.dumps(value, None, _STRICT_INTEGER) == data
             and type(value) is dict
         ):
@@ -84,7 +84,7 @@ def encode(body: object, limits: Limits) -> bytes:
         or len(data) > limits.key_bytes
         or len(data) + ENVELOPE_MEMBERS > limits.members
         or b"\\" in data
-        or data.count(b"{") + data.count(b"[") >= limits.nesting
+        or _brackets(data) >= limits.nesting
         or (b"null" in data and not _all_finite(body))
     ):
         try:
@@ -92,6 +92,11 @@ def encode(body: object, limits: Limits) -> bytes:
         except WireError as error:
             raise MessageError(error.reason, f"the body cannot be published: {error}") from None
     return data
+
+
+def _brackets(data: bytes) -> int:
+    """Count the opening brackets; by the length of what is left without them, which CPython does faster than count()."""
+    return 2 * len(data) - len(data.replace(b"{", b"")) - len(data.replace(b"[", b""))
 
 
 def _all_finite(body: dict[str, Any]) -> bool:
