@@ -1,9 +1,160 @@
-"""What holds for all tests."""
+"""What holds for all tests, and the fixtures that more than one folder of them needs."""
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
 from hypothesis import settings
+
+from fedbus.config.init import create
+from tests.support import wait_until
 
 # how long an example takes says more about the machine than about the code; pytest-timeout bounds the whole test
 settings.register_profile("fedbus", deadline=None)
 settings.load_profile("fedbus")
+
+ENDPOINTS = ("koji.build01", "bodhi.web01", "git.host01")
+COMMAND = (sys.executable, "-m", "fedbus.cli")
+PATIENCE = 30.0  # seconds, for whatever happens soon
+
+
+@dataclass
+class Running:
+    """A process whose output goes to files."""
+
+    process: subprocess.Popen[bytes]
+    out_path: Path
+    err_path: Path
+
+    @property
+    def out(self) -> str:
+        """What it wrote to stdout so far."""
+        return self.out_path.read_text("utf-8", "surrogateescape")
+
+    @property
+    def err(self) -> str:
+        """What it wrote to stderr so far."""
+        return self.err_path.read_text("utf-8", "surrogateescape")
+
+    @property
+    def code(self) -> int | None:
+        """The exit code, negative for a signal that killed it, or None while it runs."""
+        return self.process.poll()
+
+    def records(self) -> list[dict[str, Any]]:
+        """The whole lines of stdout, as JSON."""
+        return [json.loads(line) for line in self.out.split("\n")[:-1]]
+
+    def wait(self, timeout: float = PATIENCE) -> int:
+        """Return the exit code; fail when it has not ended within *timeout* seconds."""
+        try:
+            return self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"{self.process.args} did not end within {timeout} s; stderr:\n{self.err}")
+
+    def wait_for(self, text: str, timeout: float = PATIENCE) -> None:
+        """Wait until *text* was written to either."""
+        wait_until(
+            lambda: text in self.out or text in self.err or self.code is not None,
+            timeout,
+            f"{text!r} from {self.process.args}",
+        )
+        assert text in self.out or text in self.err, f"ended with {self.code}; stderr:\n{self.err}"
+
+    def send(self, number: int) -> None:
+        """Send a signal."""
+        self.process.send_signal(number)
+
+
+@pytest.fixture
+def bus_folder(tmp_path: Path) -> Path:
+    """A configuration folder with three endpoints, as `fedbus init` makes it."""
+    folder = tmp_path / "bus"
+    create(folder, ENDPOINTS)
+    return folder
+
+
+@pytest.fixture
+def spawn(tmp_path: Path) -> Iterator[Callable[..., Running]]:
+    """Start processes: `spawn(*arguments, config=None, stdin=None, …)`; whatever still runs at the end is killed.
+
+    Each leads a session of its own, so that what it has started itself can be killed with it.
+    """
+    started: list[Running] = []
+
+    def start(
+        *arguments: str | Path,
+        config: Path | None = None,
+        command: tuple[str, ...] = COMMAND,
+        environment: dict[str, str] | None = None,
+        stdin: int | None = subprocess.DEVNULL,
+        stdout: int | None = None,
+        **options: Any,
+    ) -> Running:
+        place = tmp_path / "output"
+        place.mkdir(exist_ok=True)
+        out, err = place / f"{len(started)}.out", place / f"{len(started)}.err"
+        with out.open("wb") as out_file, err.open("wb") as err_file:
+            process = subprocess.Popen(
+                [*command, *map(str, arguments)],
+                stdin=stdin,
+                stdout=out_file if stdout is None else stdout,
+                stderr=err_file,
+                env=_environment(config, environment),
+                start_new_session=True,
+                **options,
+            )
+        running = Running(process, out, err)
+        started.append(running)
+        return running
+
+    yield start
+    for running in started:
+        process = running.process
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(PATIENCE)
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                try:
+                    pipe.close()
+                except BrokenPipeError:
+                    pass
+
+
+@pytest.fixture
+def fedbus(bus_folder: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a command to its end: `fedbus("publish", "a.b", "{}", stdin=…)`, with `bus_folder` as configuration."""
+
+    def run(
+        *arguments: str | Path, stdin: str = "", environment: dict[str, str] | None = None, config: Path = bus_folder
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*COMMAND, *map(str, arguments)],
+            input=stdin,
+            capture_output=True,
+            encoding="utf-8",
+            errors="surrogateescape",
+            env=_environment(config, environment),
+            timeout=60,
+            check=False,
+        )
+
+    return run
+
+
+def _environment(config: Path | None, more: dict[str, str] | None) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("FEDBUS", "_FEDBUS", "NO_COLOR"))}
+    kept.update({"TZ": "UTC", "LC_ALL": "C.UTF-8", "COLUMNS": "200"})
+    if config is not None:
+        kept["FEDBUS_CONFIG"] = str(config)
+    return {**kept, **(more or {})}
