@@ -81,10 +81,8 @@ class Feed:
 
     def wake(self) -> None:
         """End the consumer's wait; any thread may call this."""
-        try:
+        if self._wake >= 0:
             os.eventfd_write(self._wake, 1)
-        except OSError:
-            pass  # closed: nobody waits any more
 
     def pop(self) -> Item | None:
         """Take the next item. For the consumer's thread, as are the methods below."""

@@ -128,9 +128,9 @@ class Hub:
         *on_ready* is called once, when every endpoint that answers was joined (or after two seconds).
         """
         clock = self.source.clock
-        self.start()
-        begun = clock.monotonic()
         try:
+            self.start()
+            begun = clock.monotonic()
             while not self._stop_asked:
                 now = clock.monotonic()
                 if on_ready is not None and (self.joined or now - begun > 2.0):

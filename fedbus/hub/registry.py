@@ -248,7 +248,7 @@ def _read(path: Path, where: str, *, guarded: bool) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise ConfigError(f"{where}: cannot read {path}: {error.strerror}") from error
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
             raise ConfigError(f"{where}: {path} is not a regular file; name a Python file")
@@ -268,7 +268,10 @@ def _read(path: Path, where: str, *, guarded: bool) -> bytes:
                 )
         if found.st_size > _FILE_BYTES:
             raise ConfigError(f"{where}: {path} has {found.st_size} bytes; {_FILE_BYTES} at most")
-        return file.read()
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read(_FILE_BYTES)
+    finally:
+        os.close(descriptor)
 
 
 def _candidates(module: types.ModuleType) -> list[_Candidate]:
