@@ -357,6 +357,8 @@ class _Command:
         due = time.monotonic()
         known: dict[str, str] = {}
         for number, line in self._numbered_lines(stop):
+            if stop.signal:
+                break
             if not number:
                 # stdin is quiet: hand out what there is before waiting for more
                 self._settle(pending, all_of_it=True)

@@ -263,7 +263,7 @@ class Renderer:
     def _short(self, message: Message) -> str:
         when = self._when(message, "%H:%M:%S")
         service, rest = self._service(message.topic)
-        left = self._look.columns - len(when) - len(service) - len(rest) - 4 if self._look.columns else 1000
+        left = self._look.columns - len(when) - len(service) - len(rest) - 4 if self._look.columns else 300
         detail = self._detail(message, max(left, 10))
         if self._look.columns:
             detail = cut(detail, max(left, 10))
