@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal, overload
 from uuid import UUID
 
 import msgspec
@@ -50,6 +50,7 @@ from fedbus.wire.envelope import EnvelopeWriter, optional_attributes, rfc3339, w
 
 log = logging.getLogger(__name__)
 
+_NOBLOCK = int(zmq.NOBLOCK)  # as a plain number, which pyzmq need not turn into one for each call
 _BEATS_IN_WINDOW = 10  # a beat names the topics of the last ten to twenty beats
 _TOPICS_IN_BEAT = 1000
 
@@ -313,28 +314,54 @@ class Publisher:
 
     # --- for callers -------------------------------------------------------------------------------------------
 
+    @overload
     def publish(
         self,
         topic: str,
         body: dict[str, Any],
         *,
+        wait: Literal[True] = True,
         timeout: float = 30.0,
         dataschema: str | None = None,
         traceparent: str | None = None,
-    ) -> Receipt:
+    ) -> Receipt: ...
+
+    @overload
+    def publish(
+        self,
+        topic: str,
+        body: dict[str, Any],
+        *,
+        wait: Literal[False],
+        timeout: float = 30.0,
+        dataschema: str | None = None,
+        traceparent: str | None = None,
+    ) -> Pending: ...
+
+    def publish(
+        self,
+        topic: str,
+        body: dict[str, Any],
+        *,
+        wait: bool = True,
+        timeout: float = 30.0,
+        dataschema: str | None = None,
+        traceparent: str | None = None,
+    ) -> Receipt | Pending:
         """Publish *body* under *topic* (without prefix, environment and service) and return once it is journaled.
 
         With the default sync policy the message then survives a crash of the machine; in any case of the process.
+        With ``wait=False`` this returns as :meth:`enqueue` does.
 
         Raises:
             MessageError: The topic or the body cannot be published; nothing was queued.
+            TrustError: The policy does not let this endpoint publish the topic; nothing was queued.
             JournalWriteError: The disk refused it; nothing was published, and trying again is safe.
             QueueFull, DeadlineExceeded: *timeout* seconds were not enough; after DeadlineExceeded it may still appear.
             PublisherClosed, ForkedError: Open a new publisher.
         """
-        return self.enqueue(topic, body, timeout=timeout, dataschema=dataschema, traceparent=traceparent).result(
-            timeout
-        )
+        pending = self.enqueue(topic, body, timeout=timeout, dataschema=dataschema, traceparent=traceparent)
+        return pending.result(timeout) if wait else pending
 
     def enqueue(
         self,
@@ -648,20 +675,21 @@ class Publisher:
             parcel_messages=self._options.parcel_messages,
         )
         journal.append(parcels, first=first, size=len(batch), time_ms=int(wall * 1000))
-        # a receipt stands for the journal, so it need not wait for the socket
-        for pending in batch:
-            pending.done = True
-            if pending._lock is not None:
-                pending._lock.release()
-        self._advance(batch, len(by_topic))
+        # Sent before the receipts are given: whoever waits for one wakes up and takes the interpreter lock, and the
+        # message would stand behind that.
         send = self._publish.send
         weight = 0
         for _, _, frame in parcels:
             weight += len(frame)
             try:
-                send(frame, zmq.NOBLOCK)
+                send(frame, _NOBLOCK)
             except zmq.Again:
                 self.stats.unsent += 1
+        for pending in batch:
+            pending.done = True
+            if pending._lock is not None:
+                pending._lock.release()
+        self._advance(batch, len(by_topic))
         stats = self.stats
         stats.published += len(batch)
         stats.bytes += weight
@@ -671,12 +699,17 @@ class Publisher:
 
     def _chain(self, by_topic: dict[_Topic, tuple[bytes, list[bytes]]]) -> list[parcel.Group]:
         """Return the batch's groups with, for each level of their topics, what stands before and inside the batch."""
+        heads = self._level_heads
+        if len(by_topic) == 1:
+            ((topic, (_, envelopes)),) = by_topic.items()
+            count = len(envelopes)
+            chain = parcel.chain_block([(heads.get(level, 0), count) for level in topic.levels])
+            return [parcel.Group(topic.encoded, chain, envelopes)]
         inside: dict[str, int] = {}
         for topic, (_, envelopes) in by_topic.items():
             count = len(envelopes)
             for level in topic.levels:
                 inside[level] = inside.get(level, 0) + count
-        heads = self._level_heads
         return [
             parcel.Group(
                 topic.encoded,
@@ -689,6 +722,12 @@ class Publisher:
     def _advance(self, batch: list[Pending], topics: int) -> None:
         """Note the batch's last sequence at every level of its so many *topics*."""
         heads, newer = self._level_heads, self._recent.newer
+        if topics == 1:
+            last = batch[-1]
+            newer[last.topic.name] = last.sequence
+            for level in last.topic.levels:
+                heads[level] = last.sequence
+            return
         seen: set[_Topic] = set()
         done: set[str] = set()
         for pending in reversed(batch):
