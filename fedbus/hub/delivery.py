@@ -123,7 +123,7 @@ class Delivery(threading.Thread):
         self._stopping = False
         self._stop_asked = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._consume = self._callable(enabled.consumer.consume)
+        self._consume: Callable[[Message], object] = enabled.consumer.consume
 
     # --- the cursor --------------------------------------------------------------------------------------------
 
@@ -267,9 +267,10 @@ class Delivery(threading.Thread):
             messages = [message for message in messages if message.sequence > after]
             if not messages:
                 return messages
-        parcel = messages[0].parcel
-        if messages[-1].parcel is parcel:
-            return messages if self._choose(parcel.topic) else ()
+        first, last = messages[0], messages[-1]
+        if last.parcel is first.parcel and last.index - first.index == len(messages) - 1:
+            # the common case, all of one parcel; a merged batch may begin and end with the same one
+            return messages if self._choose(first.parcel.topic) else ()
         choose = self._choose
         return [message for message in messages if choose(message.parcel.topic)]
 
@@ -411,7 +412,9 @@ class Delivery(threading.Thread):
                     raise _Stopped
                 self.current = message
                 try:
-                    consume(message)
+                    result = consume(message)
+                    if result is not None:
+                        self._settle(result)
                 except BaseException as error:
                     if not self._failed(message, error):
                         self._done = message
@@ -451,7 +454,7 @@ class Delivery(threading.Thread):
                 attempt += 1
             self._pause(pause)
             try:
-                self._consume(message)
+                self._settle(self._consume(message))
             except BaseException as again:
                 error = again
             else:
@@ -468,11 +471,6 @@ class Delivery(threading.Thread):
         self.current = current
 
     # --- async consumers ---------------------------------------------------------------------------------------
-
-    def _callable(self, consume: Callable[[Message], Any]) -> Callable[[Message], object]:
-        if not inspect.iscoroutinefunction(consume):
-            return consume
-        return lambda message: self._settle(consume(message))
 
     def _settle(self, result: object) -> None:
         """Run what a hook or an ``async def`` has returned to its end, in this thread's own event loop."""

@@ -209,7 +209,9 @@ class Hub:
         for delivery in self.deliveries:
             if not delivery.is_alive():
                 delivery.feed.close()
-        # the descriptor stays: a late signal handler may still write to it
+        # a late signal handler finds that there is nobody to wake
+        wake, self._wake = self._wake, -1
+        os.close(wake)
 
     def __enter__(self) -> Hub:
         self.start()
@@ -330,4 +332,5 @@ class Hub:
                 pass
 
     def _awake(self) -> None:
-        os.eventfd_write(self._wake, 1)
+        if self._wake >= 0:
+            os.eventfd_write(self._wake, 1)

@@ -118,7 +118,10 @@ class Intake(threading.Thread):
         else:
             after = known.sequence
         self._broken.discard(endpoint)
-        size = _size(parcel) if last.parcel is parcel else sum(map(_size, {one.parcel for one in messages}))
+        if last.parcel is parcel and last.index - first.index == len(messages) - 1:
+            size = _size(parcel)
+        else:
+            size = sum(map(_size, {one.parcel for one in messages}))
         self._put(Item(endpoint, epoch, after, last.sequence, messages, size, known is None))
 
     def _put(self, item: Item) -> None:

@@ -93,12 +93,21 @@ def find(
         if name in configured and not configured[name].enabled and name not in names:
             raise ConfigError(f"--only {name}: {configured[name].origin} says enabled: false; change that")
     found.consumers += [one for one in asked if not only or one.name in only]
+    _tell_of_unused(configured, folder)
     if not found.consumers and not found.problems:
         raise ConfigError(
             "there is no consumer to run; enable one below `consumers:` in the configuration, or name a file with "
             "--consumer FILE.py"
         )
     return found
+
+
+def _tell_of_unused(configured: Mapping[str, ConsumerSettings], folder: Path | None) -> None:
+    """A file in the folder is not enough; say so to those who expect it."""
+    used = {one.use.partition(":")[0].removesuffix(".py") for one in configured.values()}
+    for path in sorted(folder.glob("*.py")) if folder is not None else ():
+        if path.stem not in used and not path.name.startswith("_"):
+            log.info("%s is not used: nothing below `consumers:` in the configuration names it", path)
 
 
 def enable(consumer: Consumer | Callable[[Message], object]) -> Enabled:
@@ -132,6 +141,8 @@ def _configured(
     wanted: ConsumerSettings, folder: Path | None, since: str | None, origins: Mapping[str, str]
 ) -> Enabled:
     where = f"{wanted.origin}: consumer {wanted.name!r}"
+    if (wanted.workers, wanted.batch, wanted.ordered_by) != (1, 1, "stream"):
+        log.warning("%s: workers, batch and ordered_by are not in this release: one message at a time, in order", where)
     candidates, chosen = _resolve(wanted, folder, where)
     candidate = _one(candidates, chosen, wanted.name, f"{where}: {wanted.use}")
     settings = dict(wanted.settings)

@@ -99,6 +99,19 @@ def test_every_consumer_gets_what_its_filter_chooses_in_order(bus):
     assert [one.stats.delivered for one in hub.deliveries] == [800, 200, 0]
 
 
+def test_a_batch_whose_topics_are_mixed_is_sorted_out_for_each_filter(bus):
+    builds, tags = Collect("builds", ("koji.package",)), Collect("tags", ("koji.tag",))
+    with bus.publisher(KOJI) as koji, running(bus, builds, tags):
+        for round_ in range(50):
+            # begins and ends with the same topic, and has the other one in between
+            for number in range(7):
+                koji.enqueue("tag.add" if number % 3 == 1 else "package.build.start", {"i": round_ * 7 + number})
+            koji.flush()
+        wait_until(lambda: len(builds.seen) >= 250 and len(tags.seen) >= 100)
+    assert builds.numbers() == [number for number in range(350) if number % 7 % 3 != 1]
+    assert tags.numbers() == [number for number in range(350) if number % 7 % 3 == 1]
+
+
 def test_live_traffic_is_verified_once_for_all_consumers(bus):
     consumers = [Collect(f"c{number}") for number in range(5)]
     with bus.publisher(KOJI) as koji, running(bus, *consumers):

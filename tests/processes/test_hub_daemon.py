@@ -1,0 +1,343 @@
+"""The real daemon: killed, told to end, told to read its configuration again."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from fedbus import Bus, Publisher
+from fedbus.config.init import free_ports
+from tests.conftest import Running
+from tests.support import wait_until
+
+KOJI, BODHI = "koji.build01", "bodhi.web01"
+ROOT = Path(__file__).resolve().parents[2]
+
+# appends to a file what it gets, so that what was done before a kill stays known
+RECORD = """
+import os, time, fedbus
+
+class Record(fedbus.Consumer):
+    topics = ("#",)
+    def start(self):
+        self.file = open({path!r}, "a", buffering=1)
+        print("started", flush=True)
+    def consume(self, message):
+        {before}
+        self.file.write(f"{{message.endpoint}} {{message.sequence}} {{message.body['i']}}\\n")
+    def stop(self):
+        print("stopped", flush=True)
+"""
+
+
+@pytest.fixture
+def koji(bus_folder: Path) -> Iterator[Publisher]:
+    with Bus.open(bus_folder) as bus, bus.publisher(KOJI) as publisher:
+        yield publisher
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
+    def write(before: str = "pass", name: str = "record") -> tuple[Path, Path]:
+        file, out = tmp_path / f"{name}.py", tmp_path / f"{name}.txt"
+        file.write_text(RECORD.format(path=str(out), before=before))
+        return file, out
+
+    return write
+
+
+def publish(publisher: Publisher, first: int, last: int) -> None:
+    for number in range(first, last + 1):
+        publisher.enqueue("package.build.start", {"i": number})
+    publisher.flush()
+
+
+def numbers(out: Path, endpoint: str = KOJI) -> list[int]:
+    if not out.exists():
+        return []
+    rows = [line.split() for line in out.read_text().split("\n")[:-1]]
+    return [int(row[2]) for row in rows if row[0] == endpoint]
+
+
+@pytest.mark.fault("F1")
+def test_a_hub_killed_again_and_again_redelivers_what_was_not_committed_and_loses_nothing(
+    bus_folder, spawn, koji, record
+):
+    file, out = record()
+    sent = 0
+    for _ in range(4):
+        hub: Running = spawn("hub", "--consumer", file, config=bus_folder)
+        hub.wait_for("ready")
+        done = len(set(numbers(out)))
+        for _ in range(20):
+            publish(koji, sent + 1, sent + 100)
+            sent += 100
+        wait_until(lambda done=done: len(set(numbers(out))) > done + 300)
+        hub.send(signal.SIGKILL)
+        hub.wait()
+    publish(koji, sent + 1, sent + 10)
+    sent += 10
+    hub = spawn("hub", "--consumer", file, config=bus_folder)
+    wait_until(lambda: len(set(numbers(out))) == sent, 30, "every message")
+    hub.send(signal.SIGTERM)
+    assert hub.wait() == 0
+    got = numbers(out)
+    assert sorted(set(got)) == list(range(1, sent + 1))
+    # within one life of the hub the order holds; a new life begins somewhere before
+    back = [place for place in range(1, len(got)) if got[place] != got[place - 1] + 1]
+    assert len(back) <= 4
+    assert all(got[place] <= got[place - 1] for place in back)
+
+
+@pytest.mark.fault("F20")
+def test_term_in_a_burst_lets_the_message_in_hand_finish_and_ends_with_0(bus_folder, spawn, koji, record, tmp_path):
+    file, out = record(before="time.sleep(0.01)")
+    hub: Running = spawn("hub", "--consumer", file, config=bus_folder)
+    hub.wait_for("ready")
+    publish(koji, 1, 2000)
+    wait_until(lambda: numbers(out))
+    begun = time.monotonic()
+    hub.send(signal.SIGTERM)
+    assert hub.wait() == 0
+    assert time.monotonic() - begun < 10.0  # the promise of drain_timeout, not a measurement
+    got = numbers(out)
+    assert got == list(range(1, len(got) + 1))
+    assert len(got) < 2000
+    assert "stopped" in hub.out
+    assert "Traceback" not in hub.err
+    with Bus.open(bus_folder) as bus:
+        assert bus.cursors.load("hub.record")[KOJI].sequence == len(got)
+    hub = spawn("hub", "--consumer", file, config=bus_folder)
+    wait_until(lambda: len(numbers(out)) > len(got))
+    hub.send(signal.SIGTERM)
+    assert hub.wait() == 0
+    got = numbers(out)
+    assert got == list(range(1, len(got) + 1)), "nothing twice after a clean stop"
+
+
+@pytest.mark.fault("F20")
+def test_a_consumer_that_hangs_is_left_behind_at_the_deadline(bus_folder, spawn, koji, record):
+    (bus_folder / "50-hub.yaml").write_text("hub: {drain_timeout: 500ms}\n")
+    (bus_folder / "50-hub.yaml").chmod(0o600)
+    hanging, _ = record(before="print('hanging', flush=True); time.sleep(3600)", name="hanging")
+    well, out = record(name="well")
+    hanging.write_text(hanging.read_text().replace("class Record", "class Hanging"))
+    hub: Running = spawn("hub", "--consumer", hanging, "--consumer", well, config=bus_folder)
+    hub.wait_for("ready")
+    publish(koji, 1, 100)
+    hub.wait_for("hanging")
+    wait_until(lambda: len(numbers(out)) == 100)
+    hub.send(signal.SIGTERM)
+    assert hub.wait() == 0
+    assert "consumer hanging has not finished koji.build01/" in hub.err
+    with Bus.open(bus_folder) as bus:
+        assert bus.cursors.load("hub.record")[KOJI].sequence == 100
+        place = bus.cursors.load("hub.hanging").get(KOJI)
+        assert place is None or place.sequence == 0
+
+
+@pytest.mark.fault("F20")
+def test_a_second_term_ends_it_at_once(bus_folder, spawn, koji, record):
+    (bus_folder / "50-hub.yaml").write_text("hub: {drain_timeout: 1h}\n")
+    (bus_folder / "50-hub.yaml").chmod(0o600)
+    file, _ = record(before="print('hanging', flush=True); time.sleep(3600)")
+    hub: Running = spawn("hub", "--consumer", file, config=bus_folder)
+    hub.wait_for("ready")
+    publish(koji, 1, 1)
+    hub.wait_for("hanging")
+    hub.send(signal.SIGTERM)
+
+    # signals within a second of the first count as the same wish
+    def again() -> bool:
+        if hub.code is None:
+            hub.send(signal.SIGTERM)
+        return hub.code is not None
+
+    wait_until(again, 20)
+    assert hub.code == 128 + signal.SIGTERM
+    assert "Traceback" not in hub.err
+
+
+@pytest.mark.fault("F20")
+def test_a_storm_of_hup_and_closed_standard_streams_do_not_stop_it(bus_folder, spawn, koji, record):
+    file, out = record()
+    file.write_text(file.read_text().replace('print("started", flush=True)', "pass"))
+    hub: Running = spawn("hub", "--consumer", file, config=bus_folder)
+    hub.wait_for("ready")
+    for number in range(1, 101):
+        publish(koji, number, number)
+        hub.send(signal.SIGHUP)
+    wait_until(lambda: len(numbers(out)) == 100)
+    hub.send(signal.SIGTERM)
+    assert hub.wait() == 0
+    assert numbers(out) == list(range(1, 101))
+    assert "Traceback" not in hub.err
+
+
+@pytest.mark.fault("F20")
+def test_it_runs_with_standard_streams_closed(bus_folder, spawn, koji, record):
+    file, out = record()
+    hub: Running = spawn(
+        "-c",
+        f"exec '{sys.executable}' -m fedbus.cli hub --consumer '{file}' <&- >&- 2>&-",
+        command=("sh",),
+        config=bus_folder,
+    )
+    wait_until(out.exists)
+    publish(koji, 1, 5)
+    wait_until(lambda: numbers(out) == [1, 2, 3, 4, 5])
+    hub.send(signal.SIGTERM)
+    assert hub.wait() == 0
+
+
+@pytest.mark.fault("F11")
+@pytest.mark.parametrize("how", ["SIGHUP", "by itself"])
+def test_a_changed_list_of_endpoints_is_taken_up_and_a_bad_one_refused_as_a_whole(bus_folder, spawn, koji, record, how):
+    endpoints = bus_folder / "20-endpoints.yaml"
+    whole = endpoints.read_text()
+    without_bodhi = whole.replace(whole[whole.index("  bodhi.web01") : whole.index("  git.host01")], "")
+    assert "bodhi" not in without_bodhi
+    endpoints.write_text(without_bodhi)
+    file, out = record()
+    port = free_ports(1)[0]
+    hub: Running = spawn("hub", "--consumer", file, "--http", f"127.0.0.1:{port}", config=bus_folder)
+    hub.wait_for("ready")
+
+    def change(text: str) -> None:
+        replacement = endpoints.with_suffix(".new")
+        replacement.write_text(text)
+        replacement.chmod(0o600)
+        replacement.replace(endpoints)
+        if how == "SIGHUP":
+            hub.send(signal.SIGHUP)
+
+    publish(koji, 1, 3)
+    wait_until(lambda: numbers(out) == [1, 2, 3])
+    change(whole + "  bad.host: {publish: 'tcp://127.0.0.1:1', replay: nonsense, unknown: 1}\n")
+    hub.wait_for("the old one stays in force")
+    assert "unknown key 'endpoints.bad.host.unknown'" in hub.err
+    wait_until(lambda: any("configuration refused" in one for one in ready(port)), what="/ready to say so")
+    publish(koji, 4, 5)
+    wait_until(lambda: numbers(out) == [1, 2, 3, 4, 5])
+    change(whole)
+    hub.wait_for("1 endpoints added")
+    with Bus.open(bus_folder) as bus, bus.publisher(BODHI) as bodhi:
+        for number in range(1, 4):
+            bodhi.publish("update.create", {"i": number})
+        wait_until(lambda: numbers(out, BODHI) == [1, 2, 3])
+        wait_until(lambda: ready(port) == [], what="readiness")
+    publish(koji, 6, 6)
+    wait_until(lambda: numbers(out) == [1, 2, 3, 4, 5, 6])
+    hub.send(signal.SIGTERM)
+    assert hub.wait() == 0
+
+
+def ready(port: int) -> list[str]:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=10) as answer:
+            content = json.load(answer)
+    except urllib.error.HTTPError as error:
+        content = json.load(error)
+    except (urllib.error.URLError, OSError):
+        return ["no answer"]
+    return list(content["reasons"])
+
+
+@pytest.mark.badinput("B48")
+def test_a_consumer_that_cannot_be_loaded_leaves_a_hub_that_runs_and_says_why(bus_folder, spawn, koji, record):
+    folder = bus_folder / "consumers"
+    folder.mkdir(mode=0o700)
+    (folder / "broken.py").write_text("import nothing_of_that_name\n")
+    (folder / "broken.py").chmod(0o600)
+    (bus_folder / "50-hub.yaml").write_text("hub: {folder: consumers}\nconsumers:\n  broken: {use: broken.py}\n")
+    (bus_folder / "50-hub.yaml").chmod(0o600)
+    file, out = record()
+    port = free_ports(1)[0]
+    hub: Running = spawn("hub", "--consumer", file, "--http", f"127.0.0.1:{port}", config=bus_folder)
+    hub.wait_for("ready")
+    publish(koji, 1, 3)
+    wait_until(lambda: numbers(out) == [1, 2, 3])
+    (reason,) = [one for one in ready(port) if "not loaded" in one]
+    assert "50-hub.yaml:3: consumer 'broken'" in reason
+    assert "ModuleNotFoundError" in reason
+    assert "consumer not loaded" in hub.err
+    hub.send(signal.SIGTERM)
+    assert hub.wait() == 0
+
+
+def test_consumers_of_the_configuration_run_with_their_settings_and_halt_gives_the_exit_code(bus_folder, spawn, koji):
+    folder = bus_folder / "consumers"
+    folder.mkdir(mode=0o700)
+    (folder / "stopper.py").write_text(
+        "import fedbus\n"
+        "class Stopper(fedbus.Consumer):\n"
+        "    def __init__(self, code): self.code = code\n"
+        "    def consume(self, message): raise fedbus.Halt(exit_code=self.code)\n"
+    )
+    (folder / "stopper.py").chmod(0o600)
+    (bus_folder / "50-hub.yaml").write_text(
+        "hub: {folder: consumers}\nconsumers:\n"
+        "  stopper: {use: 'stopper:Stopper', topics: [koji.package], settings: {code: 42}}\n"
+    )
+    (bus_folder / "50-hub.yaml").chmod(0o600)
+    hub: Running = spawn("hub", config=bus_folder)
+    hub.wait_for("ready")
+    publish(koji, 1, 1)
+    assert hub.wait() == 42
+    assert "halts the hub with exit code 42" in hub.err
+
+
+def test_the_example_of_the_documentation_announces_builds(bus_folder, spawn, koji):
+    hub: Running = spawn("hub", "--consumer", ROOT / "doc/examples/announce.py", config=bus_folder)
+    hub.wait_for("ready consumers=announce-builds")
+    koji.publish("package.build.complete", {"package": "bash"})
+    koji.publish("package.build.complete", {})
+    hub.wait_for("'bash' is built")
+    hub.wait_for("it names no package")
+    hub.send(signal.SIGINT)
+    assert hub.wait() == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--consumer", "nowhere.py"], 3, "cannot read nowhere.py"),
+        ([], 3, "there is no consumer to run"),
+        (["--only", "irc"], 3, "there is no such consumer"),
+        (["--since", "yesterdayish"], 2, "is not a place to begin"),
+        (["--http", "here"], 2, "write HOST:PORT"),
+        (["--seconds", "-1"], 2, "is not in the range"),
+    ],
+)
+def test_what_cannot_run_ends_with_its_exit_code_and_says_why(fedbus, arguments, code, said):
+    done = fedbus("hub", *arguments)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_taken_port_is_an_error_of_connection(fedbus):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = fedbus("hub", "--consumer", ROOT / "doc/examples/announce.py", "--http", address)
+    assert done.returncode == 5
+    assert f"cannot bind {address}" in done.stderr
+
+
+def test_it_stops_by_itself_after_so_many_seconds(fedbus):
+    done = fedbus("hub", "--consumer", ROOT / "doc/examples/announce.py", "--seconds", "2.5", "--log-format", "json")
+    assert done.returncode == 0
+    (ready_line,) = [json.loads(line) for line in done.stderr.splitlines() if '"event": "ready"' in line]
+    assert ready_line["consumers"] == ["announce-builds"]
+    assert ready_line["endpoints"] == 3
