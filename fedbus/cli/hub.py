@@ -95,8 +95,24 @@ def hub(
     SIGTERM lets consumers finish the message in hand and ends with exit code 0, a second one ends at once; SIGHUP has
     the configuration read again.
     """
+    hangup = _Hangup()
+    before = signal.signal(signal.SIGHUP, hangup)  # first of all: its default would end us
+    try:
+        return _run(ctx.obj or {}, hangup, files, only, http, since, seconds)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def _run(
+    given: dict[str, Any],
+    hangup: _Hangup,
+    files: tuple[str, ...],
+    only: tuple[str, ...],
+    http: str | None,
+    since: str | None,
+    seconds: float | None,
+) -> int:
     sys.setswitchinterval(_SWITCH_SECONDS)
-    given = ctx.obj or {}
     watcher = ConfigWatcher(given.get("config"))
     settings = watcher.settings
     set_up_logs(given, level=settings.log.level, form=settings.log.format, daemon=True)
@@ -111,21 +127,29 @@ def hub(
     for problem in found.problems:
         log.error("consumer not loaded: %s", problem)
     options = replace(settings.hub, http=http) if http is not None else settings.hub
-    bus = Bus.open(settings)
-    daemon = bus.hub(found.consumers, options=options, problems=found.problems, watch=_Watch(watcher))
-    before = signal.getsignal(signal.SIGHUP)
-    with Stop(on_stop=daemon.stop):
-        signal.signal(signal.SIGHUP, lambda number, frame: daemon.reload())
-        try:
-            code = daemon.run(seconds=seconds, on_ready=lambda: _say_ready(daemon, str(given.get("log_form"))))
-        finally:
-            signal.signal(signal.SIGHUP, before)
-            if daemon.unfinished():
-                # threads in a consumer's call cannot be ended, and the bus cannot be closed around them
-                logging.shutdown()
-                _leave(daemon.exit_code if sys.exc_info()[0] is None else 1)
-            bus.close()
-    return code
+    with Bus.open(settings) as bus:
+        daemon = bus.hub(found.consumers, options=options, problems=found.problems, watch=_Watch(watcher))
+        with Stop(on_stop=daemon.stop):
+            hangup.daemon = daemon
+            try:
+                return daemon.run(seconds=seconds, on_ready=lambda: _say_ready(daemon, str(given.get("log_form"))))
+            finally:
+                if daemon.unfinished():
+                    # threads in a consumer's call cannot be ended, and the bus cannot be closed around them
+                    logging.shutdown()
+                    _leave(daemon.exit_code if sys.exc_info()[0] is None else 1)
+
+
+class _Hangup:
+    """What SIGHUP does: has the configuration read again, as soon as there is a hub to do so."""
+
+    def __init__(self) -> None:
+        self.daemon: Hub | None = None
+
+    def __call__(self, number: int, frame: object) -> None:
+        # before there is a hub, what it is made from is being read anyhow, and a later change shows by itself
+        if self.daemon is not None:
+            self.daemon.reload()
 
 
 class _Watch:
