@@ -72,8 +72,9 @@ class Stop:
         if self.signal:
             self._late(number, frame)
             return
-        self.signal = number
+        # in this order: the next signal of a burst may come between any two lines here
         self._since = time.monotonic()
+        self.signal = number
         os.eventfd_write(self._wake, 1)
         if self.on_stop is not None:
             self.on_stop()
