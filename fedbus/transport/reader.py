@@ -21,7 +21,7 @@ from fedbus.model.limits import Limits
 from fedbus.model.message import Message
 from fedbus.model.position import Position
 from fedbus.trust.proof import verify_beat, verify_parcel
-from fedbus.trust.verifier import Verifier
+from fedbus.trust.verifier import Identity, Verifier
 from fedbus.wire import parcel as parcels
 from fedbus.wire.beat import Beat
 from fedbus.wire.envelope import open_parcel
@@ -154,14 +154,20 @@ class StreamReader:
         self._unfinished = 0
         self._collection: _Collection | None = None
         self._asked = 0  # what the current row of fetches has covered, by the publisher's unsigned word
+        self._proved = 0  # nothing of ours is missing up to here, by signed words alone
         self._tries = 0
         self._refused_in_fetch = False
+        self._started = False  # the answer that is coming in has said where it begins
         self._fetched_beat: Beat | None = None
         self._verified_beat_at = float("-inf")
-        self._roots: dict[int, bytes] = {}  # first sequence of recent batches -> signature, to tell copies from clones
+        self._boundary = 0  # where the last batch ended that was handed on
+        # first sequence of recent batches -> last sequence and signature, to tell copies from clones
+        self._batches: dict[int, tuple[int, bytes]] = {}
+        self._left: set[str] = set()  # epochs that were left behind; they never come back
+        self._unfinished_left = 0  # entries of such that the user has still to work on
         if since.position is not None:
             self.epoch = since.position.epoch
-            self.accounted = self.handed = self._asked = since.position.sequence
+            self.accounted = self.handed = self._asked = self._proved = since.position.sequence
 
     @property
     def position(self) -> Position | None:
@@ -171,10 +177,18 @@ class StreamReader:
     def finished(self, through: int) -> None:
         """The user has worked on an entry of ``ready``, and so on all up to sequence *through*."""
         self._unfinished -= 1
+        left = self._unfinished_left > 0
+        if left:
+            self._unfinished_left -= 1  # its sequence is none of the epoch that is being read now
         if not self._unfinished:
             self.handed = self.accounted
-        elif through > self.handed:
+        elif not left and through > self.handed:
             self.handed = through
+
+    @property
+    def left_behind(self) -> bool:
+        """Whether the next entry to be finished is of an epoch that has ended; then it does not move ``handed``."""
+        return self._unfinished_left > 0
 
     @property
     def wants_fetch(self) -> bool:
@@ -189,10 +203,12 @@ class StreamReader:
     def fetch(self, request: int, budget: int, now: float) -> Fetch:
         """Return what to ask the journal for next."""
         filters = [self._prefix] if self._prefix else []
-        self._refused_in_fetch = False
+        self._refused_in_fetch = self._started = False
         self._fetched_beat = None
         since = self._since
         if self.epoch:
+            # an answer that broke off may have brought us further than the end of the one before it
+            self._asked = max(self._asked, self.accounted)
             return Fetch(id=request, budget=budget, epoch=self.epoch, after=self._asked, filters=filters)
         if since.time_ms is not None:
             return Fetch(id=request, budget=budget, time_ms=since.time_ms, filters=filters)
@@ -235,7 +251,8 @@ class StreamReader:
         if self.mode is not Mode.LIVE or self.quarantined:
             return
         if facts.epoch != self.epoch:
-            self._fall_behind()
+            if facts.epoch not in self._left:
+                self._fall_behind()
         elif not self._depth or self.accounted < facts.window:
             if facts.head > self.accounted:
                 self._fall_behind()
@@ -243,7 +260,7 @@ class StreamReader:
             self._fall_behind()
         elif self._collection is None and facts.head > self.accounted:
             # nothing of ours up to the head: the place in the stream moves on without a message
-            self._move_to(facts.head)
+            self._move_to(facts.head, proved=self._proved >= facts.window)
 
     def _verify_beat(self, beat: Beat, now: float) -> None:
         verify_beat(self._verifier, beat)
@@ -280,36 +297,55 @@ class StreamReader:
         self._verify_beat(beat, now)
         self._fetched_beat = beat
 
-    def on_start(self, start: Start) -> None:
-        """Take in where the answer begins."""
+    def on_start(self, start: Start, *, local: bool = False) -> None:
+        """Take in where the answer begins; *local* for a journal that was opened as files, which needs no beat.
+
+        Raises:
+            WireError: It does not fit the signed beat before it, or goes back to an epoch that was left behind.
+        """
         beat = self._fetched_beat
-        if beat is not None and beat.facts.epoch != start.epoch:
-            raise WireError(Reason.EPOCH, f"an answer of epoch {start.epoch} behind a beat of {beat.facts.epoch}")
+        if not local:
+            if beat is None:
+                raise WireError(Reason.MALFORMED, "an answer without a beat in front of it")
+            if beat.facts.epoch != start.epoch:
+                raise WireError(Reason.EPOCH, f"an answer of epoch {start.epoch} behind a beat of {beat.facts.epoch}")
+            if start.after > beat.facts.head:
+                raise WireError(Reason.MALFORMED, f"an answer that begins behind the head, {beat.facts.head}")
+        if start.epoch in self._left:
+            raise WireError(Reason.EPOCH, f"an answer of epoch {start.epoch}, which was left behind before")
+        self._started = True
+        self.mode = Mode.BEHIND
+        gone = start.after if beat is None else beat.facts.start - 1  # a beat's start is signed
         if not self.epoch:
+            since = self._since
+            if since.time_ms is None and since.age is None and start.after > gone:
+                raise WireError(Reason.MALFORMED, f"an answer from {start.after} on, where the beginning is {gone + 1}")
             self.epoch = start.epoch
-            self.accounted = self.handed = self._asked = start.after
-            self.mode = Mode.BEHIND
+            self.accounted = self.handed = self._asked = self._proved = start.after
         elif start.epoch != self.epoch:
             self._lose(self.accounted + 1, None, "epoch")
+            self._left.add(self.epoch)
+            self._unfinished_left = self._unfinished
             self.epoch = start.epoch
-            # entries of the old epoch may still wait to be worked on; until then the new one counts from its start
-            self.accounted = self.handed = self._asked = start.after
+            self.accounted = self.handed = self._asked = self._proved = self._boundary = 0
             self._collection = None
-            self._roots.clear()
-            self.mode = Mode.BEHIND
-        else:
-            self.mode = Mode.BEHIND
-            if beat is not None and beat.facts.head < self.accounted:
-                self._quarantine(
-                    f"its journal ends at {beat.facts.head}, but {self.accounted} of the same epoch was read before"
-                )
-        if beat is not None and beat.facts.start > self.accounted + 1:
-            # start is signed: what is before it is gone for good
-            self._lose(self.accounted + 1, beat.facts.start - 1, "retention")
-            self._move_to(beat.facts.start - 1)
+            self._batches.clear()
+        elif beat is not None and beat.facts.head < self.accounted:
+            self._quarantine(
+                f"its journal ends at {beat.facts.head}, but {self.accounted} of the same epoch was read before"
+            )
+            return
+        known = max(self.accounted, self._asked)
+        if gone > known:
+            # what is before the journal's start is gone for good
+            self._lose(known + 1, gone, "retention")
+            self._collection = None
+            self._asked = gone
+            self._move_to(gone)
 
     def on_records(self, data: bytes) -> list[Refused]:
         """Take in records of the journal; return what had to be refused."""
+        self._check_started()
         refused: list[Refused] = []
         for record in split_records(data):
             self.stats.fetched += 1
@@ -317,6 +353,8 @@ class StreamReader:
                 parcel = parcels.decode(record.payload, parcel_bytes=self._parcel_bytes)
                 if parcel.endpoint != self.endpoint:
                     raise TrustError(Reason.ENDPOINT_MISMATCH, f"a parcel of {parcel.endpoint!r} in replay")
+                if parcel.epoch != self.epoch:
+                    raise WireError(Reason.EPOCH, f"a parcel of epoch {parcel.epoch} in an answer of {self.epoch}")
                 if self._ours(parcel.topic) and not self.quarantined and not self._apply(parcel, live=False):
                     # replay comes in order, so what is not here is not coming
                     self._accept_hole(parcel)
@@ -328,6 +366,8 @@ class StreamReader:
 
     def on_end(self, end: End) -> list[Refused]:
         """Take in the end of an answer; turn to live parcels if it reached the head. Return what was refused."""
+        self._check_started()
+        self._started = False
         if self._collection is not None:
             self._finish_collection("refused" if self._refused_in_fetch else "missing")
         for first, last in end.lost:
@@ -337,13 +377,19 @@ class StreamReader:
         refused: list[Refused] = []
         if not end.end or self.quarantined:
             return refused
-        if self._depth and end.through >= self.accounted and self._fetched_beat is not None:
-            facts = self._fetched_beat.facts
-            if self.accounted >= facts.window and self._fetched_beat.head_below(self._prefix) <= self.accounted:
-                self._move_to(max(self.accounted, min(facts.head, end.through)))
+        beat = self._fetched_beat
         evidence = 0
-        if not self._depth and self._fetched_beat is not None and self._fetched_beat.facts.head > self.accounted:
-            evidence = self._fetched_beat.facts.head
+        if beat is None:
+            self._trust(end, end.through)
+        elif not self._depth:
+            evidence = beat.facts.head
+        elif self._proved >= beat.facts.window:
+            evidence = beat.head_below(self._prefix)
+            if evidence <= self.accounted:
+                evidence = 0
+                self._move_to(max(self.accounted, min(beat.facts.head, end.through)))
+        else:
+            self._trust(end, min(beat.facts.head, end.through))
         self.mode = Mode.LIVE
         pending, self._pending, self._pending_bytes = self._pending, deque(), 0
         while pending:
@@ -356,7 +402,8 @@ class StreamReader:
             except Refused as error:
                 refused.append(error)
                 continue
-            evidence = max(evidence, parcel.level(self._depth).prior)
+            collection = self._collection
+            evidence = max(evidence, parcel.level(self._depth).prior, collection.last if collection else 0)
             pending.appendleft(parcel)
             break
         if evidence > self.accounted:
@@ -364,6 +411,22 @@ class StreamReader:
             for parcel in pending:
                 self._keep(parcel)
         return refused
+
+    def _check_started(self) -> None:
+        if not self._started:
+            raise WireError(Reason.MALFORMED, "a part of an answer that has not said where it begins")
+
+    def _trust(self, end: End, through: int) -> None:
+        """Believe that nothing of ours stands between what came and *through*, which no signed word says.
+
+        The chain of the next parcel of ours tells whether that was true: ``_proved`` stays behind.
+        """
+        for first, last in end.lost:
+            if last > self.accounted:
+                self._lose(max(first, self.accounted + 1), last, "damage")
+                self._move_to(last)
+        if through > self.accounted:
+            self._move_to(through, proved=self._fetched_beat is None)  # without a beat these are files of this host
 
     def _still_behind(self, evidence: int, through: int, cause: str | None) -> None:
         """Signed evidence says that there is more than came: ask again, and after some tries report it as lost."""
@@ -397,27 +460,40 @@ class StreamReader:
             Refused: It does not verify.
         """
         last = parcel.last
-        if parcel.epoch == self.epoch and last <= self.accounted:
+        if last <= self.accounted and parcel.epoch == self.epoch:
             self._check_copy(parcel)
             return True
         identity = verify_parcel(self._verifier, parcel)
         if parcel.epoch != self.epoch:
+            if parcel.epoch in self._left:
+                self.stats.duplicates += 1
+                return True
             return False
         prior, inside = parcel.level(self._depth)
         collection = self._collection
         if collection is None:
-            if prior > self.accounted:
+            if prior > self._proved:
+                if prior <= self.accounted:
+                    # what we were told without a signature was not true
+                    self.accounted = self._asked = self._proved
+                    self.handed = min(self.handed, self.accounted)
                 return False
-            if not live or len(self._roots) >= _REMEMBERED_BATCHES * 2:
+            if parcel.first <= self._boundary or parcel.first in self._batches:
+                self._check_clone(parcel, identity)
+            if not live or len(self._batches) >= _REMEMBERED_BATCHES * 2:
                 self._forget_old_batches()
-            self._roots[parcel.first] = parcel.signature
+            self._batches[parcel.first] = (last, parcel.signature)
             if len(parcel.envelopes) == inside:
                 # the common case: the parcel is all of the batch that is ours
                 self._hand_on([Sealed(parcel, identity.name, self.accounted)], last)
                 return True
             collection = self._collection = _Collection(parcel.first, last, inside)
         elif collection.first != parcel.first:
+            if parcel.first <= collection.last:
+                self._check_clone(parcel, identity)
             return False
+        elif parcel.signature != self._batches[parcel.first][1]:
+            self._check_clone(parcel, identity)
         if parcel.start in collection.parcels:
             self.stats.duplicates += 1
             return True
@@ -436,8 +512,32 @@ class StreamReader:
         """Hand on what there is of a batch whose rest will not come, and report the rest."""
         collection = self._collection
         assert collection is not None
-        self._lose(max(collection.first, self.accounted + 1), collection.last, cause)
-        self._hand_on_collection(collection)
+        self._collection = None
+        begin, last = self.accounted + 1, collection.last
+        found = [
+            message
+            for sealed in collection.parcels.values()
+            for message in open_parcel(sealed.parcel, sealed.signer, self._limits, self._refuse_message)
+        ]
+        found.sort(key=_sequence)
+        had = {message.sequence for message in found}
+        # of a prefix's batch nobody can say which of the numbers that did not come are ours
+        missing = [number for number in range(max(collection.first, begin), last + 1) if number not in had]
+        chosen = [message for message in found if message.sequence >= begin and self._is_chosen(message.topic)]
+        self.stats.messages += len(chosen)
+        if missing:
+            ahead = [message for message in chosen if message.sequence < missing[0]]
+            if ahead:
+                self._unfinished += 1
+                self._ready.append((self, ahead, missing[0] - 1))
+            self._lose(missing[0], missing[-1], cause)
+            chosen = chosen[len(ahead) :]
+        self.accounted = self._proved = self._boundary = last
+        if chosen:
+            self._unfinished += 1
+            self._ready.append((self, chosen, last))
+        elif not self._unfinished:
+            self.handed = last
 
     def _is_chosen(self, topic: str) -> bool:
         choice = self._choices.get(topic)
@@ -469,7 +569,8 @@ class StreamReader:
         log.warning("endpoint %s: a signed message was refused: %s", self.endpoint, error)
 
     def _hand_on(self, parts: list[Sealed], last: int) -> None:
-        before, self.accounted = self.accounted, last
+        before = self.accounted
+        self.accounted = self._proved = self._boundary = last
         parts = [sealed for sealed in parts if self._is_chosen(sealed.parcel.topic)]
         if not parts:
             if not self._unfinished:
@@ -487,8 +588,10 @@ class StreamReader:
             ready.append((self, sealed, before))
         ready.append((self, parts[-1], last))
 
-    def _move_to(self, sequence: int) -> None:
+    def _move_to(self, sequence: int, *, proved: bool = True) -> None:
         self.accounted = sequence
+        if proved:
+            self._proved = sequence
         if not self._unfinished:
             self.handed = sequence
 
@@ -500,13 +603,26 @@ class StreamReader:
     def _check_copy(self, parcel: Parcel) -> None:
         """A batch that was had before: a copy is dropped quietly; another batch under its number is a clone's."""
         self.stats.duplicates += 1
-        known = self._roots.get(parcel.first)
-        if known is None or known == parcel.signature:
+        known = self._batches.get(parcel.first)
+        if known is None:
+            if not self._batches or parcel.first < next(iter(self._batches)):
+                return  # too long ago to be remembered
+        elif known[1] == parcel.signature:
             return
-        identity = verify_parcel(self._verifier, parcel)
-        if identity.verify(known, parcel.statement()):
+        self._check_clone(parcel, verify_parcel(self._verifier, parcel))
+
+    def _check_clone(self, parcel: Parcel, identity: Identity) -> None:
+        """Raise if a verified parcel and a batch that is remembered cannot both be of one publisher."""
+        known = self._batches.get(parcel.first)
+        last = parcel.last
+        if known is None:
+            if all(last < first or end < parcel.first for first, (end, _) in self._batches.items()):
+                return
+        elif known[0] == last and (known[1] == parcel.signature or identity.verify(known[1], parcel.statement())):
             return  # of one ECDSA signature anybody can make a second that is as good; the batch is the same
-        self._quarantine(f"two batches begin with sequence {parcel.first} of epoch {parcel.epoch}, both signed")
+        self._quarantine(
+            f"two different batches hold the sequence {parcel.first} of epoch {parcel.epoch}, and both are signed"
+        )
         raise TrustError(Reason.CONFLICT, f"{self.endpoint}: {self.quarantined}")
 
     def _quarantine(self, why: str) -> None:
@@ -522,8 +638,8 @@ class StreamReader:
         )
 
     def _forget_old_batches(self) -> None:
-        while len(self._roots) >= _REMEMBERED_BATCHES:
-            del self._roots[next(iter(self._roots))]
+        while len(self._batches) >= _REMEMBERED_BATCHES:
+            del self._batches[next(iter(self._batches))]
 
 
 Ready = tuple[StreamReader, Sealed | list[Message] | Loss, int]

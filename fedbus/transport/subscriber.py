@@ -131,6 +131,7 @@ class Subscriber:
         self._ready: deque[Ready] = deque()
         self._current: tuple[StreamReader, int] | None = None
         self._links: dict[str, _Link] = {}
+        self._parked: dict[str, StreamReader] = {}  # of endpoints that are not configured any more
         self._hungry: dict[str, _Link] = {}
         self._fetching: dict[zmq.Socket[bytes], _Link] = {}
         self._request = 0
@@ -212,6 +213,9 @@ class Subscriber:
                 self._report(entry)
                 continue
             self._current = (reader, through)
+            if reader.left_behind:
+                yield from reader.open(entry)
+                continue
             for message in reader.open(entry):
                 yield message
                 reader.handed = message.sequence
@@ -287,9 +291,7 @@ class Subscriber:
         for name, link in list(self._links.items()):
             new = wanted.get(name)
             if new is None or (new.publish, new.replay) != (link.endpoint.publish, link.endpoint.replay):
-                position = link.reader.position
-                if position is not None:
-                    self._positions = {**self._positions, name: position}
+                self._parked[name] = link.reader  # it knows what was handed on, should the endpoint come back
                 self._end_fetch(link)
                 self._close_home(link)
                 self._hungry.pop(name, None)
@@ -301,22 +303,29 @@ class Subscriber:
         for name, endpoint in wanted.items():
             if name in self._links:
                 continue
-            position = self._positions.get(name)
-            reader = StreamReader(
-                name,
-                prefix=self._prefix,
-                chosen=self._chosen,
-                since=self._since if position is None else Since(position),
-                verifier=self._verifier,
-                limits=self._limits,
-                pending_bytes=self._options.pending_bytes,
-                parcel_bytes=self._parcel_bytes,
-                ready=self._ready,
-            )
+            reader = self._parked.pop(name, None)
+            if reader is not None:
+                reader.read_again()
+            else:
+                reader = self._new_reader(name)
             link = self._links[name] = _Link(endpoint, reader)
             self._hungry[name] = link
             self._socket.connect(endpoint.publish)
         self._next_timer = 0.0
+
+    def _new_reader(self, name: str) -> StreamReader:
+        position = self._positions.get(name)
+        return StreamReader(
+            name,
+            prefix=self._prefix,
+            chosen=self._chosen,
+            since=self._since if position is None else Since(position),
+            verifier=self._verifier,
+            limits=self._limits,
+            pending_bytes=self._options.pending_bytes,
+            parcel_bytes=self._parcel_bytes,
+            ready=self._ready,
+        )
 
     def __enter__(self) -> Subscriber:
         return self
@@ -584,7 +593,7 @@ class Subscriber:
             else:
                 after = min(fetch.after or 0, home.head)
             after = max(after, home.start - 1)
-            reader.on_start(replay.Start(home.epoch, after))
+            reader.on_start(replay.Start(home.epoch, after), local=True)
             below = TopicFilter(fetch.filters[0]) if fetch.filters else None
             piece = home.read(after, self._options.fetch_bytes, wanted=below.matches if below else None)
             for error in reader.on_records(piece.data):

@@ -44,7 +44,7 @@ def reader(tmp_path: Path) -> StreamReader:
         parcel_bytes=2**20,
         ready=ready,
     )
-    found.on_start(Start(make.EPOCH, 0))
+    found.on_start(Start(make.EPOCH, 0), local=True)
     found.on_end(End(0, True))
     found.on_live(decoded(make.single(make.KOJI, sequence=1)), 0.0)
     assert found.accounted == 1
