@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
+import orjson
 
 
 class Sealed(Protocol):
@@ -35,16 +36,17 @@ class MessageKey(NamedTuple):
 class Message(msgspec.Struct, frozen=True, eq=False):
     """One message. Equal messages have equal :attr:`key`.
 
-    ``attributes`` is the whole CloudEvents object, ``sequence`` its place in the stream, and ``signer`` the name in
-    the certificate that signed it.
+    ``body`` is the body, a JSON object, ``sequence`` the message's place in its stream, and ``signer`` the name in the
+    certificate that signed it.
     """
 
-    attributes: dict[str, Any]
+    body: dict[str, Any]
     sequence: int
     signer: str
     parcel: Sealed
     index: int
     wire: str = "native"
+    _attributes: dict[str, Any] | None = None
 
     def __repr__(self) -> str:
         return f"<Message {self.key} {self.topic}>"
@@ -55,10 +57,14 @@ class Message(msgspec.Struct, frozen=True, eq=False):
         return self.parcel.topic
 
     @property
-    def body(self) -> dict[str, Any]:
-        """The body, a JSON object."""
-        data: dict[str, Any] = self.attributes["data"]
-        return data
+    def attributes(self) -> dict[str, Any]:
+        """The whole CloudEvents object; decoded when it is first asked for, since most readers want the body alone."""
+        attributes = self._attributes
+        if attributes is None:
+            attributes = orjson.loads(self.parcel.envelopes[self.index])
+            assert attributes is not None
+            msgspec.structs.force_setattr(self, "_attributes", attributes)
+        return attributes
 
     @property
     def endpoint(self) -> str:

@@ -14,6 +14,7 @@ import re
 from enum import Enum
 from typing import Any, NoReturn
 
+import msgspec
 import orjson
 
 from fedbus.errors import MessageError, Reason, WireError
@@ -22,6 +23,7 @@ from fedbus.model.limits import Limits
 _STRICT_INTEGER = orjson.OPT_STRICT_INTEGER
 _PLAIN = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME  # neither comes back as what it was
 ENVELOPE_MEMBERS = 11  # members of an envelope besides what its body holds: nine attributes and two optional ones
+_msgpack = msgspec.msgpack.Encoder()
 _INT_MIN, _INT_MAX = -(2**63), 2**63 - 1
 # possessive, and the closing quote may be missing: so it never goes back, however the quotes of bad input stand
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
@@ -38,6 +40,12 @@ def decode(data: bytes, limits: Limits) -> dict[str, Any]:
     """
     if len(data) > limits.message_bytes:
         raise WireError(Reason.OVERSIZE, f"{len(data)} bytes where the limit is {limits.message_bytes}")
+    value = decode_plain(data, limits, limits.nesting)
+    return _decode_exactly(data, limits) if value is None else value
+
+
+def decode_plain(data: bytes, limits: Limits, nesting: int) -> dict[str, Any] | None:
+    """Return the one object that *data* is, at most *nesting* levels deep, or None where that takes a closer look."""
     try:
         value = orjson.loads(data)
         # a key can only be too long, or the members too many, in a message longer than the smaller limit
@@ -45,14 +53,14 @@ def decode(data: bytes, limits: Limits) -> dict[str, Any]:
             len(data) <= limits.key_bytes
             and len(data) <= limits.members
             and b"\\" not in data
-            and _brackets(data) <= limits.nesting
+            and _brackets(data) <= nesting
             and orjson.dumps(value, None, _STRICT_INTEGER) == data
             and type(value) is dict
         ):
             return value
     except (orjson.JSONDecodeError, orjson.JSONEncodeError):
         pass
-    return _decode_exactly(data, limits)
+    return None
 
 
 def encode(body: object, limits: Limits) -> bytes:
@@ -95,26 +103,21 @@ def encode(body: object, limits: Limits) -> bytes:
 
 
 def _brackets(data: bytes) -> int:
-    """Count the opening brackets; by the length of what is left without them, which CPython does faster than count()."""
+    """Count the opening brackets, by the length of what is left without them: CPython does that faster than count()."""
     return 2 * len(data) - len(data.replace(b"{", b"")) - len(data.replace(b"[", b""))
 
 
 def _all_finite(body: dict[str, Any]) -> bool:
-    """Say whether no float of *body* is NaN or an infinity; where it cannot tell, it says no."""
-    todo: list[Any] = [body]
-    for one in todo:
-        for value in one.values() if isinstance(one, dict) else one:
-            kind = type(value)
-            if kind is str:
-                continue
-            if kind is float:
-                if value - value != 0.0:
-                    return False
-            elif kind is dict or kind is list:
-                todo.append(value)
-            elif kind is not int and kind is not bool and value is not None:
-                return False  # a tuple, an enumeration, a date: the exact check tells
-    return True
+    """Say whether no float of *body* is NaN or an infinity; where it cannot tell, it says no.
+
+    MessagePack writes a double as 0xcb and its eight bytes, big-endian, and those of NaN and the infinities begin with
+    0x7f or 0xff: one pass in C and a search, where a walk in Python takes three times as long.
+    """
+    try:
+        packed = _msgpack.encode(body)
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        return False  # not plain JSON values: the exact check tells
+    return not ((b"\x7f" in packed and b"\xcb\x7f" in packed) or (b"\xff" in packed and b"\xcb\xff" in packed))
 
 
 def check_value(value: object, limits: Limits, *, level: int = 1, members: int = 0) -> None:
