@@ -21,7 +21,6 @@ from fedbus.model.message import Message, MessageKey
 from fedbus.model.position import Cursor, Position
 from fedbus.model.stream import StreamHome
 from fedbus.model.topic import TopicFilter
-from fedbus.transport.asubscriber import AsyncSubscriber
 from fedbus.transport.endpoint import Endpoint
 from fedbus.transport.publisher import Publisher
 from fedbus.transport.reader import Loss, Since
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from fedbus.hub.delivery import Enabled
     from fedbus.hub.hub import Hub
     from fedbus.hub.options import HubOptions
+    from fedbus.transport.asubscriber import AsyncSubscriber
 
 SinceLike = str | datetime | timedelta | MessageKey | Cursor
 
@@ -152,6 +152,10 @@ class Bus:
         on_loss: Callable[[Loss], None] | None = None,
     ) -> AsyncSubscriber:
         """Like :meth:`subscribe`, for ``async for`` and ``async with``."""
+        from fedbus.transport.asubscriber import (
+            AsyncSubscriber,
+        )  # asyncio takes 25 ms to import, and scripts start often
+
         return AsyncSubscriber(
             self.subscribe(*filters, since=since, cursor=cursor, endpoints=endpoints, strict=strict, on_loss=on_loss)
         )

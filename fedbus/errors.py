@@ -1,4 +1,4 @@
-"""The family of errors that fedbus raises, branched by who can mend them: the operator, the peer, the caller, nobody."""
+"""The errors that fedbus raises, branched by who can mend them: the operator, the peer, the caller, nobody."""
 
 from __future__ import annotations
 

@@ -348,7 +348,11 @@ class Publisher:
         dataschema: str | None = None,
         traceparent: str | None = None,
     ) -> Receipt | Pending:
-        """Publish *body* under *topic* (without prefix, environment and service) and return once it is journaled.
+        """Publish *body* under *topic* and return once it is journaled.
+
+        *topic* is what follows the service: ``package.build.complete``. Where a rule of the policy lets this endpoint
+        speak for another service, write the whole topic.
+
 
         With the default sync policy the message then survives a crash of the machine; in any case of the process.
         With ``wait=False`` this returns as :meth:`enqueue` does.
@@ -477,8 +481,9 @@ class Publisher:
     _busy: Pending | None = None  # last message of the batch in the thread's hands
 
     def _learn(self, short: str) -> _Topic:
-        service = self.endpoint.service
-        name = self._naming.expand(service, short)
+        # a whole topic is for those whom a rule of the policy lets speak for other services
+        whole = short.startswith(self._naming.root + ".")
+        name = short if whole else self._naming.expand(self.endpoint.service, short)
         check_topic(name)
         if self._may_publish is not None:
             self._may_publish(name)
@@ -772,16 +777,20 @@ class Publisher:
             pass
 
     def _read_subscriptions(self) -> None:
-        """Count who is there: every subscriber asks for beats once."""
+        """Count who is there: every subscriber asks for beats once, and those who come now get one at once."""
+        came = False
         for _ in range(1000):
             try:
-                frame = self._publish.recv(zmq.NOBLOCK)
+                frame = self._publish.recv(_NOBLOCK)
             except zmq.Again:
-                return
+                break
             if frame[1:] == beat.MARK and frame[:1] in (b"\x00", b"\x01"):
+                came = came or bool(frame[0])
                 with self._room:
                     self.stats.subscribers += 1 if frame[0] else -1
                     self._room.notify_all()
+        if came:
+            self._send_beat()
 
 
 def _level_heads(heads: dict[str, int]) -> dict[str, int]:
