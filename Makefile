@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST_FLAGS ?=
+SOAK_SECONDS ?= 3600
 
 .PHONY: help install demo test lint types bench docs soak clean
 
@@ -37,8 +38,8 @@ docs: install  ## build the documentation into doc/_build/html
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	$(BIN)/sphinx-build -W --keep-going -q -b html doc doc/_build/html
 
-soak: install  ## a long random run with faults (SECONDS=3600)
-	$(BIN)/python -m pytest -m soak $(PYTEST_FLAGS)
+soak: install  ## a long random run with kills (SOAK_SECONDS=3600)
+	FEDBUS_SOAK_SECONDS=$(SOAK_SECONDS) $(BIN)/python -m pytest -s tests/processes/test_soak.py $(PYTEST_FLAGS)
 
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) build dist *.egg-info doc/_build .bench

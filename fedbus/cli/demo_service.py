@@ -25,18 +25,18 @@ _COMMITS = 400  # of the history that are read
 _GIT_SECONDS = 10.0
 _PAUSE_SECONDS = (0.2, 0.9)  # between two messages of a service
 _PACKAGES = (
-    ("bash", "5.2.37", "ralph"),
-    ("python3.13", "3.13.1", "churchyard"),
-    ("kernel", "6.12.4", "jforbes"),
-    ("zeromq", "4.3.5", "jjames"),
-    ("emacs", "30.1", "pghmcfc"),
-    ("nethack", "3.6.7", "rmattes"),
-    ("git", "2.47.1", "tmz"),
-    ("openssl", "3.2.4", "dbelyavs"),
-    ("perl-Devel-CheckBin", "0.04", "pghmcfc"),
-    ("rust-ripgrep", "14.1.1", "decathorpe"),
-    ("vim", "9.1.950", "zdohnal"),
-    ("curl", "8.11.1", "jamacku"),
+    ("bash", "5.2.37", "shell-sig"),
+    ("python3.13", "3.13.1", "python-sig"),
+    ("kernel", "6.12.4", "kernel-team"),
+    ("zeromq", "4.3.5", "messaging-sig"),
+    ("emacs", "30.1", "editors-sig"),
+    ("nethack", "3.6.7", "games-sig"),
+    ("git", "2.47.1", "scm-sig"),
+    ("openssl", "3.2.4", "crypto-sig"),
+    ("perl-Devel-CheckBin", "0.04", "editors-sig"),
+    ("rust-ripgrep", "14.1.1", "rust-sig"),
+    ("vim", "9.1.950", "editors-sig"),
+    ("curl", "8.11.1", "net-sig"),
 )
 _INVENTED_SUBJECTS = (
     "Update to the new upstream release",
