@@ -23,6 +23,7 @@ demo: install  ## a whole bus on this machine, live; Ctrl-C ends it
 	$(BIN)/fedbus demo $(DEMO_FLAGS)
 
 test: install lint  ## every check and every test
+	tests/system-packages
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
 lint: install  ## ruff and mypy --strict

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
 from collections.abc import Callable
 from typing import TypeVar
+
+import pytest
 
 from fedbus.errors import WireError
 from fedbus.model.limits import Limits
@@ -13,6 +17,17 @@ from fedbus.wire import envelope
 from fedbus.wire.parcel import Parcel
 
 T = TypeVar("T")
+
+
+def need_program(name: str) -> str:
+    """Return the path of the program *name*; where it is not installed, skip the test, or fail it in CI."""
+    path = shutil.which(name)
+    if path is None:
+        reason = f"{name} is not installed here; tests/system-packages installs it for root"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return path
 
 
 def wait_until(condition: Callable[[], T], timeout: float = 10.0, what: str = "the condition") -> T:

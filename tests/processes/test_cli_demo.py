@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import wait_until
+from tests.support import need_program, wait_until
 
 
 def related(folder: Path) -> dict[int, str]:
@@ -136,8 +135,7 @@ def test_when_it_is_killed_its_processes_end_too(demo, place):
 def test_a_shell_accepts_its_completion_script(shell, fedbus):
     done = fedbus("completion", shell)
     assert done.returncode == 0 and done.stdout and done.stderr == ""
-    if shutil.which(shell) is None:
-        pytest.skip(f"{shell} is not installed here, so its script was printed but not parsed")
+    need_program(shell)
     parsed = subprocess.run([shell, "-n"], input=done.stdout, capture_output=True, text=True, check=False, timeout=60)
     assert (parsed.returncode, parsed.stderr) == (0, "")
 

@@ -6,7 +6,6 @@ import base64
 import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from shutil import which
 
 import pytest
 from cryptography import x509
@@ -25,6 +24,7 @@ from fedbus.trust.keyring import Keyring, KeyringOptions, load_private_key
 from fedbus.trust.policy import Policy
 from fedbus.trust.signer import Signer
 from fedbus.trust.verifier import MAX_CERTIFICATE_BYTES, Verifier
+from tests.support import need_program
 
 DAY = 86_400.0
 YEAR = 365 * DAY
@@ -142,8 +142,8 @@ def test_a_certificate_signed_with_less_than_sha_256_is_refused(verifier, forge:
 
 
 @pytest.mark.badinput("B23")
-@pytest.mark.skipif(which("openssl") is None, reason="needs the openssl program to sign with SHA-1")
 def test_a_certificate_signed_with_sha_1_is_refused(tmp_path, verifier, authority, clock):
+    need_program("openssl")
     request = tmp_path / "leaf.csr"
     leaf = tmp_path / "leaf.crt"
 
