@@ -158,6 +158,8 @@ class StreamReader:
         self._tries = 0
         self._refused_in_fetch = False
         self._started = False  # the answer that is coming in has said where it begins
+        self._interrupted = False  # the rest of it is of no use
+        self._unreadable: list[tuple[int, int]] = []  # what the journal cannot read, by the last answer
         self._fetched_beat: Beat | None = None
         self._verified_beat_at = float("-inf")
         self._boundary = 0  # where the last batch ended that was handed on
@@ -203,7 +205,7 @@ class StreamReader:
     def fetch(self, request: int, budget: int, now: float) -> Fetch:
         """Return what to ask the journal for next."""
         filters = [self._prefix] if self._prefix else []
-        self._refused_in_fetch = self._started = False
+        self._refused_in_fetch = self._started = self._interrupted = False
         self._fetched_beat = None
         since = self._since
         if self.epoch:
@@ -283,12 +285,12 @@ class StreamReader:
         self.stats.gaps += 1
         self.read_again()
 
-    def read_again(self) -> None:
+    def read_again(self, tries: int = 0) -> None:
         """Read the journal from what is accounted for; there may be more in it."""
         self.mode = Mode.BEHIND
         self._collection = None
         self._asked = self.accounted
-        self._tries = 0
+        self._tries = tries
 
     # --- replay ------------------------------------------------------------------------------------------------
 
@@ -347,6 +349,8 @@ class StreamReader:
         """Take in records of the journal; return what had to be refused."""
         self._check_started()
         refused: list[Refused] = []
+        if self._interrupted:
+            return refused
         for record in split_records(data):
             self.stats.fetched += 1
             try:
@@ -357,7 +361,11 @@ class StreamReader:
                     raise WireError(Reason.EPOCH, f"a parcel of epoch {parcel.epoch} in an answer of {self.epoch}")
                 if self._ours(parcel.topic) and not self.quarantined and not self._apply(parcel, live=False):
                     # replay comes in order, so what is not here is not coming
-                    self._accept_hole(parcel)
+                    cause = self._cause_of_hole(parcel)
+                    if cause is None:
+                        self._interrupted = True
+                        return refused
+                    self._accept_hole(parcel, cause)
                     self._apply(parcel, live=False)
             except Refused as error:
                 self._refused_in_fetch = True
@@ -368,6 +376,10 @@ class StreamReader:
         """Take in the end of an answer; turn to live parcels if it reached the head. Return what was refused."""
         self._check_started()
         self._started = False
+        self._unreadable = end.lost
+        if self._interrupted or (not self._tries and any(last > self.accounted for _, last in end.lost)):
+            self.read_again(tries=self._tries + 1)
+            return []
         if self._collection is not None:
             self._finish_collection("refused" if self._refused_in_fetch else "missing")
         for first, last in end.lost:
@@ -442,8 +454,21 @@ class StreamReader:
             self._move_to(evidence)
             self._asked = evidence
 
-    def _accept_hole(self, parcel: Parcel) -> None:
-        cause = "refused" if self._refused_in_fetch else "missing"
+    def _cause_of_hole(self, parcel: Parcel) -> str | None:
+        """Say why an answer has nothing between what is accounted for and *parcel*; None to ask once more.
+
+        The next answer begins with a newer beat, so it tells if retention was quicker than the answer; and the end of
+        this one tells what cannot be read.
+        """
+        if self._refused_in_fetch:
+            return "refused"
+        prior = parcel.level(self._depth).prior
+        if any(first <= prior and last > self.accounted for first, last in self._unreadable):
+            return "damage"
+        return "missing" if self._tries >= _TRIES else None
+
+    def _accept_hole(self, parcel: Parcel, cause: str) -> None:
+        self._tries = 0
         if self._collection is not None:
             self._finish_collection(cause)
         prior = parcel.level(self._depth).prior
