@@ -44,7 +44,6 @@ _ANSWER_SECONDS = 5.0  # a fetch whose answer pauses for so long is asked again
 _CONNECT_SECONDS = 1.0  # a first answer that has not come by then: the endpoint is down
 _LOCAL_SECONDS = 0.3  # after which a journal on this machine is read as a file
 _RETRY_SECONDS = (1.0, 30.0)
-_REFRESH_SECONDS = 5.0  # how often CA and revocation files are looked at
 _LOCAL_POLL_SECONDS = 0.5
 
 
@@ -57,6 +56,7 @@ class SubscriberOptions:
     fetch_bytes: int = 4 * 2**20  # what one request asks for
     concurrent_fetches: int = 64
     commit_interval: float = 1.0  # seconds between two writes of a named cursor
+    refresh_interval: float = 5.0  # seconds between two looks at the files of CA and revocation list
 
 
 @dataclass(slots=True, eq=False)
@@ -136,7 +136,7 @@ class Subscriber:
         self._fetching: dict[zmq.Socket[bytes], _Link] = {}
         self._request = 0
         self._next_timer = 0.0
-        self._refresh_at = clock.monotonic() + _REFRESH_SECONDS
+        self._refresh_at = clock.monotonic() + options.refresh_interval
         self._committed: Cursor = {}
         self._commit_at = clock.monotonic() + options.commit_interval
         self._stopped = False
@@ -459,7 +459,7 @@ class Subscriber:
             elif now >= link.next_try_at and len(self._fetching) < self._options.concurrent_fetches:
                 self._start_fetch(link, now)
         if now >= self._refresh_at:
-            self._refresh_at = now + _REFRESH_SECONDS
+            self._refresh_at = now + self._options.refresh_interval
             self._verifier.refresh()
         for link in self._links.values():
             if link.home is not None and link.request == 0:
