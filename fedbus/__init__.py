@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fedbus.bus import Bus
     from fedbus.errors import (
+        BindError,
         ConfigError,
+        ConnectError,
         DeadlineExceeded,
         FedbusError,
+        Fenced,
         ForkedError,
         JournalError,
         JournalLocked,
@@ -32,7 +35,8 @@ if TYPE_CHECKING:
     from fedbus.model.message import Message, MessageKey
     from fedbus.model.position import Cursor, Position
     from fedbus.transport.asubscriber import AsyncSubscriber
-    from fedbus.transport.publisher import Pending, Publisher, Receipt
+    from fedbus.transport.batch import Pending, Receipt
+    from fedbus.transport.publisher import Publisher
     from fedbus.transport.reader import Loss
     from fedbus.transport.subscriber import Subscriber
 
@@ -50,10 +54,10 @@ _HOMES = {
     "Loss": "fedbus.transport.reader",
     "Message": "fedbus.model.message",
     "MessageKey": "fedbus.model.message",
-    "Pending": "fedbus.transport.publisher",
+    "Pending": "fedbus.transport.batch",
     "Position": "fedbus.model.position",
     "Publisher": "fedbus.transport.publisher",
-    "Receipt": "fedbus.transport.publisher",
+    "Receipt": "fedbus.transport.batch",
     "Retry": "fedbus.hub.consumer",
     "Subscriber": "fedbus.transport.subscriber",
     "consumer": "fedbus.hub.consumer",
@@ -61,13 +65,16 @@ _HOMES = {
 
 __all__ = [
     "AsyncSubscriber",
+    "BindError",
     "Bus",
     "ConfigError",
+    "ConnectError",
     "Consumer",
     "Cursor",
     "DeadlineExceeded",
     "Drop",
     "FedbusError",
+    "Fenced",
     "ForkedError",
     "Halt",
     "Hub",

@@ -20,11 +20,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Literal, overload
-from uuid import UUID
 
-import msgspec
 import zmq
-from uuid_utils import uuid7
 
 from fedbus.clock import Clock, SystemClock
 from fedbus.errors import (
@@ -42,11 +39,13 @@ from fedbus.journal.journal import Journal, JournalOptions
 from fedbus.model.limits import Limits
 from fedbus.model.topic import Naming, check_topic
 from fedbus.transport import sockets
+from fedbus.transport.batch import Pending, Receipt, SealedBatch, Sealer, Topic
+from fedbus.transport.commit import Committer
 from fedbus.transport.endpoint import Endpoint
 from fedbus.transport.replay import ReplayServer
 from fedbus.trust.signer import Signer
-from fedbus.wire import beat, parcel, strict
-from fedbus.wire.envelope import EnvelopeWriter, optional_attributes, rfc3339, write
+from fedbus.wire import beat, strict
+from fedbus.wire.envelope import optional_attributes
 
 log = logging.getLogger(__name__)
 
@@ -72,18 +71,6 @@ class PublisherOptions:
     send_hwm: int = 1000  # parcels waiting for one slow subscriber; what is beyond it reads from the journal
     replay_bytes: int = 256 * 2**10  # one answer frame
     replay_sessions: int = 1000  # readers that are served at the same time
-
-
-@dataclass(frozen=True, slots=True)
-class Receipt:
-    """Proof for the caller that a message is in the journal."""
-
-    topic: str
-    endpoint: str
-    epoch: str
-    sequence: int
-    id: str
-    time: str
 
 
 @dataclass(slots=True)
@@ -123,60 +110,6 @@ class _Forks:
 
 
 _forks = _Forks()
-
-
-class Pending(msgspec.Struct, gc=False, eq=False):
-    """A message on its way into the journal; what :meth:`Publisher.enqueue` returns."""
-
-    # gc=False: thousands wait in the queue, and the garbage collector would walk over all of them again and again;
-    # nothing that one refers to ever refers back to it
-    topic: _Topic
-    data: bytes
-    extra: bytes
-    sequence: int = 0
-    id: str = ""
-    stamp: str = ""
-    done: bool = False
-    error: FedbusError | None = None
-    _lock: Any = None
-
-    def result(self, timeout: float | None = 30.0) -> Receipt:
-        """Wait until the message is journaled and return its receipt.
-
-        Raises:
-            JournalWriteError: The disk refused it; it is not published.
-            DeadlineExceeded: Not journaled within *timeout* seconds; it still may be.
-        """
-        if not self.done:
-            lock = threading.Lock()
-            lock.acquire()
-            self._lock = lock
-            # the thread sets `done` before it looks for the lock, so one of the two sees the other
-            if not self.done and not lock.acquire(timeout=-1 if timeout is None else timeout):
-                raise DeadlineExceeded(f"not journaled within {timeout} s; it may still be published")
-        if self.error is not None:
-            raise self.error
-        topic = self.topic
-        return Receipt(topic.name, topic.endpoint, topic.epoch, self.sequence, self.id, self.stamp)
-
-    def _finish(self) -> None:
-        self.done = True
-        lock = self._lock
-        if lock is not None:
-            lock.release()
-
-
-@dataclass(slots=True, eq=False)
-class _Topic:
-    """What is the same for all messages of one topic."""
-
-    name: str
-    endpoint: str
-    epoch: str
-    encoded: bytes
-    writer: EnvelopeWriter
-    levels: tuple[str, ...]  # the topic's first field, first two fields, …, all of it
-    overhead: int  # bytes of the envelope around the body
 
 
 @dataclass(slots=True)
@@ -235,9 +168,17 @@ class Publisher:
         self._limits = limits
         self._clock = clock
         self._may_publish = may_publish
-        self._topics: dict[str, _Topic] = {}
-        self._epoch_bytes = UUID(journal.epoch).bytes
-        self._endpoint_bytes = endpoint.name.encode("ascii")
+        self._topics: dict[str, Topic] = {}
+        self._sealer = Sealer(
+            endpoint=endpoint.name,
+            epoch=journal.epoch,
+            head=journal.head,
+            heads=journal.heads,
+            signer=signer,
+            parcel_bytes=options.parcel_bytes,
+            parcel_messages=options.parcel_messages,
+        )
+        self._committer = Committer(journal, f"fedbus-{endpoint.name}")
         self._queue: deque[Pending] = deque()
         self._queued_bytes = 0
         self._most_messages = options.queue_messages
@@ -247,10 +188,10 @@ class Publisher:
         self._crowded = 0  # callers waiting for room
         self._closing = False
         self._failure: BaseException | None = None
-        self._first_error: FedbusError | None = None
+        self._failed: deque[Pending] = deque(maxlen=1000)  # messages that the journal refused
+        self._close_error: JournalError | None = None
         self._asleep = False
         self._generation = _forks.watch()
-        self._level_heads = _level_heads(journal.heads)
         self._recent = _Recent(journal.head, turn=journal.head)
         self._tokens = float(options.signature_burst)
         self._tokens_at = clock.monotonic()
@@ -399,9 +340,9 @@ class Publisher:
                 self._wait_for_room(timeout)
             self._queue.append(pending)
             self._queued_bytes += weight
-        if self._asleep:
-            self._asleep = False
-            os.eventfd_write(self._wake, 1)
+            if self._asleep:
+                self._asleep = False
+                os.eventfd_write(self._wake, 1)
         return pending
 
     def flush(self, timeout: float = 30.0) -> None:
@@ -413,11 +354,9 @@ class Publisher:
             if pending is not None:
                 try:
                     pending.result(timeout)
-                except JournalWriteError:
-                    pass
-        error, self._first_error = self._first_error, None
-        if error is not None:
-            raise error
+                except JournalError:
+                    pending.told = False  # told of below
+        self._raise_untold()
 
     def close(self, timeout: float = 30.0) -> None:
         """Journal and send all that was accepted, then close sockets and journal; calling it again does nothing.
@@ -431,15 +370,26 @@ class Publisher:
         with self._room:
             self._closing = True
             self._room.notify_all()
-        if self._thread.is_alive():
-            try:
+            if self._wake >= 0:
                 os.eventfd_write(self._wake, 1)
-            except OSError:
-                pass
-            self._thread.join(timeout)
-            if self._thread.is_alive():
-                raise DeadlineExceeded(f"endpoint {self.endpoint.name!r} did not close within {timeout} s")
-        error, self._first_error = self._first_error, None
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            raise DeadlineExceeded(f"endpoint {self.endpoint.name!r} did not close within {timeout} s")
+        with self._room:
+            wake, self._wake = self._wake, -1
+        if wake >= 0:
+            os.close(wake)
+        self._raise_untold()
+
+    def _raise_untold(self) -> None:
+        """Raise if the journal refused messages and nobody was told so by a receipt."""
+        untold = [pending for pending in self._failed if not pending.told]
+        self._failed.clear()
+        if untold:
+            raise JournalWriteError(f"{len(untold)} messages were not published: {untold[0].error}") from untold[
+                0
+            ].error
+        error, self._close_error = self._close_error, None
         if error is not None:
             raise error
 
@@ -479,22 +429,24 @@ class Publisher:
 
     # --- in the caller's thread --------------------------------------------------------------------------------
 
-    _busy: Pending | None = None  # last message of the batch in the thread's hands
+    _busy: Pending | None = None  # the last message that the thread has taken
 
-    def _learn(self, short: str) -> _Topic:
+    def _learn(self, short: str) -> Topic:
         # a whole topic is for those whom a rule of the policy lets speak for other services
         whole = short.startswith(self._naming.root + ".")
         name = short if whole else self._naming.expand(self.endpoint.service, short)
         check_topic(name)
         if self._may_publish is not None:
             self._may_publish(name)
+        if not self._journal.has_room_for(name):
+            raise MessageError(
+                Reason.COUNT,
+                f"{name} would be one topic too many for the journal of {self.endpoint.name!r}; names of things belong "
+                "into the body, or raise journal.topics",
+            )
         if len(self._topics) >= 10_000:
             self._topics.clear()
-        fields = name.split(".")
-        levels = tuple(".".join(fields[: place + 1]) for place in range(len(fields)))
-        writer = EnvelopeWriter(self.endpoint.name, name, self._journal.epoch)
-        overhead = len(write(b"0" * 36, writer.middle("0" * 27), 0, b"", b""))
-        known = _Topic(name, self.endpoint.name, self._journal.epoch, name.encode("ascii"), writer, levels, overhead)
+        known = Topic.make(name, self.endpoint.name, self._journal.epoch)
         self._topics[short] = known
         return known
 
@@ -534,22 +486,31 @@ class Publisher:
             log.exception("endpoint %s: the publisher's thread has failed", self.endpoint.name)
             self._failure = error
         finally:
-            with self._room:
-                self._closing = True
-                left = list(self._queue)
-                self._queue.clear()
-                self._room.notify_all()
-            for pending in left:
-                pending.error = PublisherClosed(f"the publisher of {self.endpoint.name!r} has failed: {self._failure}")
-                pending._finish()
-            self._publish.close()
-            self._replay.close()
-            try:
-                self._journal.close()
-            except JournalError as error:
-                log.error("endpoint %s: %s", self.endpoint.name, error)
-                self._first_error = self._first_error or error
-            os.close(self._wake)
+            self._end()
+
+    def _end(self) -> None:
+        """Let nobody wait for ever, and release what the thread owns."""
+        failed = PublisherClosed(f"the publisher of {self.endpoint.name!r} has failed: {self._failure}")
+        with self._room:
+            self._closing = True
+            left = list(self._queue)
+            self._queue.clear()
+            self._room.notify_all()
+        if self._committer.batch is not None:
+            batch, refusal = self._committer.settle()
+            for pending in batch.messages:
+                # what the journal has taken is published, by replay, even if this thread cannot send it any more
+                pending.finish(None if refusal is None else failed)
+        for pending in left:
+            pending.finish(failed)
+        self._committer.close()
+        self._publish.close()
+        self._replay.close()
+        try:
+            self._journal.close()
+        except JournalError as error:
+            log.error("endpoint %s: %s", self.endpoint.name, error)
+            self._close_error = error
 
     def _loop(self) -> None:
         poller = zmq.Poller()
@@ -572,6 +533,9 @@ class Publisher:
                 self._tokens -= 1.0
                 self._flush_batch()
                 timeout = 0
+            elif self._committer.batch is not None:
+                self._settle()
+                timeout = 0
             elif self._closing:
                 break
             else:
@@ -586,11 +550,13 @@ class Publisher:
                 if ready is self._publish:
                     self._read_subscriptions()
                 elif ready is self._replay:
+                    self._settle()
                     self._server.read_requests()
                 else:
                     os.eventfd_read(self._wake)
             self._asleep = False
             if self._server.busy:
+                self._settle()
                 self._server.serve()
         self._send_beat()
 
@@ -633,121 +599,83 @@ class Publisher:
         return len(self._queue) < options.queue_messages * part and self._queued_bytes < options.queue_bytes * part
 
     def _flush_batch(self) -> None:
-        batch = self._take_batch()
+        """Seal what is queued, and have it journaled and sent; under load while the batch before is being written."""
+        messages = self._take_batch()
         try:
-            self._seal_and_send(batch)
-        except JournalError as error:
-            self.stats.failures += len(batch)
-            self._first_error = self._first_error or error
-            log.error("endpoint %s: %d messages refused: %s", self.endpoint.name, len(batch), error)
-            for pending in batch:
-                pending.error = error
-                pending._finish()
+            batch = self._sealer.seal(messages, self._clock.wall())
+            if not self._settle(batch):
+                # the batch before was refused, so the numbers of this one are not the next any more
+                batch = self._sealer.seal(messages, self._clock.wall())
         except BaseException as error:
-            for pending in batch:
-                pending.error = PublisherClosed(f"the publisher of {self.endpoint.name!r} has failed: {error}")
-                pending._finish()
+            self._fail(messages, PublisherClosed(f"the publisher of {self.endpoint.name!r} has failed: {error}"))
             raise
-        finally:
-            self._busy = None
+        if self._queue:
+            self._committer.begin(batch)
+            return
+        try:
+            self._committer.append(batch)
+        except JournalError as error:
+            self._refused(batch, error)
+        except BaseException as error:
+            self._fail(messages, PublisherClosed(f"the publisher of {self.endpoint.name!r} has failed: {error}"))
+            raise
+        else:
+            self._send(batch)
 
-    def _seal_and_send(self, batch: list[Pending]) -> None:
-        journal = self._journal
-        wall = self._clock.wall()
-        stamp = rfc3339(wall)
-        first = sequence = journal.head + 1
-        by_topic: dict[_Topic, tuple[bytes, list[bytes]]] = {}
-        for pending in batch:
-            topic = pending.topic
-            identifier = str(uuid7())
-            pending.id = identifier
-            pending.sequence = sequence
-            pending.stamp = stamp
-            try:
-                middle, envelopes = by_topic[topic]
-            except KeyError:
-                middle, envelopes = by_topic[topic] = (topic.writer.middle(stamp), [])
-            envelopes.append(write(identifier.encode(), middle, sequence, pending.extra, pending.data))
-            sequence += 1
-        groups = self._chain(by_topic)
-        parcels = parcel.seal(
-            groups,
-            endpoint=self._endpoint_bytes,
-            epoch=self._epoch_bytes,
-            first=first,
-            sign=self._signer.sign,
-            certificate=self._signer.certificate,
-            parcel_bytes=self._options.parcel_bytes,
-            parcel_messages=self._options.parcel_messages,
-        )
-        journal.append(parcels, first=first, size=len(batch), time_ms=int(wall * 1000))
-        # Sent before the receipts are given: whoever waits for one wakes up and takes the interpreter lock, and the
-        # message would stand behind that.
+    def _settle(self, later: SealedBatch | None = None) -> bool:
+        """Wait for the batch that is being written, and send it; return False if the disk refused it.
+
+        *later* was sealed after it and is taken back with it, so that both their numbers are given out again.
+        """
+        if self._committer.batch is None:
+            return True
+        batch, error = self._committer.settle()
+        if error is None:
+            self._send(batch)
+            return True
+        if not isinstance(error, JournalError):
+            self._fail(batch.messages, PublisherClosed(f"the publisher of {self.endpoint.name!r} has failed: {error}"))
+            raise error
+        if later is not None:
+            self._sealer.take_back(later)
+        self._refused(batch, error)
+        return False
+
+    def _refused(self, batch: SealedBatch, error: JournalError) -> None:
+        """The journal is as it was before *batch*, the latest: tell those who wait."""
+        self._sealer.take_back(batch)
+        log.error("endpoint %s: %d messages refused: %s", self.endpoint.name, len(batch.messages), error)
+        self._fail(batch.messages, error)
+
+    def _fail(self, messages: list[Pending], error: FedbusError) -> None:
+        self.stats.failures += len(messages)
+        self._failed.extend(messages)
+        for pending in messages:
+            pending.finish(error)
+
+    def _send(self, batch: SealedBatch) -> None:
+        """Send a batch that is in the journal, and give the receipts."""
+        # Sent first: whoever waits for a receipt wakes up and takes the interpreter lock, and the message would stand
+        # behind that.
         send = self._publish.send
         weight = 0
-        for _, _, frame in parcels:
+        for _, _, frame in batch.parcels:
             weight += len(frame)
             try:
                 send(frame, _NOBLOCK)
             except zmq.Again:
                 self.stats.unsent += 1
-        for pending in batch:
+        for pending in batch.messages:
             pending.done = True
             if pending._lock is not None:
                 pending._lock.release()
-        self._advance(batch, len(by_topic))
+        self._recent.newer.update(batch.topics)
         stats = self.stats
-        stats.published += len(batch)
+        stats.published += len(batch.messages)
         stats.bytes += weight
         stats.batches += 1
-        stats.parcels += len(parcels)
+        stats.parcels += len(batch.parcels)
         stats.queued = len(self._queue)
-
-    def _chain(self, by_topic: dict[_Topic, tuple[bytes, list[bytes]]]) -> list[parcel.Group]:
-        """Return the batch's groups with, for each level of their topics, what stands before and inside the batch."""
-        heads = self._level_heads
-        if len(by_topic) == 1:
-            ((topic, (_, envelopes)),) = by_topic.items()
-            count = len(envelopes)
-            chain = parcel.chain_block([(heads.get(level, 0), count) for level in topic.levels])
-            return [parcel.Group(topic.encoded, chain, envelopes)]
-        inside: dict[str, int] = {}
-        for topic, (_, envelopes) in by_topic.items():
-            count = len(envelopes)
-            for level in topic.levels:
-                inside[level] = inside.get(level, 0) + count
-        return [
-            parcel.Group(
-                topic.encoded,
-                parcel.chain_block([(heads.get(level, 0), inside[level]) for level in topic.levels]),
-                envelopes,
-            )
-            for topic, (_, envelopes) in by_topic.items()
-        ]
-
-    def _advance(self, batch: list[Pending], topics: int) -> None:
-        """Note the batch's last sequence at every level of its so many *topics*."""
-        heads, newer = self._level_heads, self._recent.newer
-        if topics == 1:
-            last = batch[-1]
-            newer[last.topic.name] = last.sequence
-            for level in last.topic.levels:
-                heads[level] = last.sequence
-            return
-        seen: set[_Topic] = set()
-        done: set[str] = set()
-        for pending in reversed(batch):
-            topic = pending.topic
-            if topic in seen:
-                continue
-            seen.add(topic)
-            newer[topic.name] = pending.sequence
-            for level in topic.levels:
-                if level not in done:
-                    done.add(level)
-                    heads[level] = pending.sequence
-            if len(seen) == topics:
-                return
 
     def _until_next_beat(self) -> float:
         """Return the seconds until the next beat: an interval, less what makes it fall on a tick of the wall clock.
@@ -766,6 +694,8 @@ class Publisher:
         self._server.tidy()
 
     def _sign_beat(self) -> bytes:
+        # a beat must not speak of what was not sent before it
+        self._settle()
         journal = self._journal
         window, topics = self._recent.facts()
         facts = beat.BeatFacts(
@@ -802,19 +732,6 @@ class Publisher:
                     self._room.notify_all()
         if came:
             self._send_beat()
-
-
-def _level_heads(heads: dict[str, int]) -> dict[str, int]:
-    """Return the last sequence below every level, from the last sequence of every topic."""
-    levels: dict[str, int] = {}
-    for topic, last in heads.items():
-        end = -1
-        while end != len(topic):
-            end = topic.find(".", end + 1)
-            end = len(topic) if end < 0 else end
-            level = topic[:end]
-            levels[level] = max(levels.get(level, 0), last)
-    return levels
 
 
 def _close_at_exit(reference: weakref.ref[Publisher]) -> None:

@@ -51,7 +51,7 @@ class _Parcel:
 
 def message(body: dict[str, Any], *, topic: str = "org.example.dev.koji.build.start", text: str = "x") -> Message:
     attributes = {"data": body, "id": text, "time": "2026-11-21T10:00:00.123456Z"}
-    return Message(attributes, 7, text, _Parcel(topic, text), 0, text)
+    return Message(body, 7, text, _Parcel(topic, text), 0, text, _attributes=attributes)
 
 
 def assert_harmless(shown: str) -> None:

@@ -12,7 +12,7 @@ from fedbus.clock import ManualClock
 from fedbus.journal.journal import Journal, JournalOptions, SyncPolicy
 from fedbus.model.limits import Limits
 from fedbus.model.topic import Naming, TopicFilter, common_prefix
-from fedbus.transport.publisher import _level_heads
+from fedbus.transport.batch import level_heads
 from fedbus.transport.reader import Loss, Ready, Since, StreamReader
 from fedbus.trust.keyring import Keyring, KeyringOptions
 from fedbus.trust.policy import Policy
@@ -54,7 +54,7 @@ class ModelPublisher:
         )
         self.said: list[tuple[int, str]] = []  # sequence and topic of every message there ever was
         self.last: dict[str, int] = {}  # the last sequence of every topic
-        self._level_heads: dict[str, int] = {}
+        self.level_heads: dict[str, int] = {}
 
     @property
     def epoch(self) -> str:
@@ -79,7 +79,7 @@ class ModelPublisher:
             groups.setdefault(topic, []).append(self.envelope(topic, sequence, data))
             for level in levels_of(topic):
                 inside[level] = inside.get(level, 0) + 1
-        heads = self._level_heads
+        heads = self.level_heads
         return parcel.seal(
             [
                 parcel.Group(
@@ -107,12 +107,12 @@ class ModelPublisher:
             self.said.append((sequence, topic))
             self.last[topic] = sequence
             for level in levels_of(topic):
-                self._level_heads[level] = sequence
+                self.level_heads[level] = sequence
         return [frame for _, _, frame in parcels]
 
     def restart(self) -> None:
         """Know only what the journal knows, as after a restart."""
-        self._level_heads = _level_heads(self.journal.heads)
+        self.level_heads = level_heads(self.journal.heads)
 
     def beat(self, window: int = 0) -> bytes:
         facts = beat.BeatFacts(

@@ -1,0 +1,223 @@
+"""Batches on their way: messages that wait, and the sealing of those that go together."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import msgspec
+from uuid_utils import uuid7
+
+from fedbus.errors import DeadlineExceeded, FedbusError
+from fedbus.trust.signer import Signer
+from fedbus.wire import parcel
+from fedbus.wire.envelope import EnvelopeWriter, rfc3339, write
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """Proof for the caller that a message is in the journal."""
+
+    topic: str
+    endpoint: str
+    epoch: str
+    sequence: int
+    id: str
+    time: str
+
+
+@dataclass(slots=True, eq=False)
+class Topic:
+    """What is the same for all messages of one topic."""
+
+    name: str
+    endpoint: str
+    epoch: str
+    encoded: bytes
+    writer: EnvelopeWriter
+    levels: tuple[str, ...]  # the topic's first field, first two fields, …, all of it
+    overhead: int  # bytes of the envelope around the body
+
+    @classmethod
+    def make(cls, name: str, endpoint: str, epoch: str) -> Topic:
+        """Compute it for the full topic *name*."""
+        fields = name.split(".")
+        levels = tuple(".".join(fields[: place + 1]) for place in range(len(fields)))
+        writer = EnvelopeWriter(endpoint, name, epoch)
+        overhead = len(write(b"0" * 36, writer.middle("0" * 27), 0, b"", b""))
+        return cls(name, endpoint, epoch, name.encode("ascii"), writer, levels, overhead)
+
+
+class Pending(msgspec.Struct, gc=False, eq=False):
+    """A message on its way into the journal; what :meth:`Publisher.enqueue` returns."""
+
+    # gc=False: thousands wait in the queue, and the garbage collector would walk over all of them again and again;
+    # nothing that one refers to ever refers back to it
+    topic: Topic
+    data: bytes
+    extra: bytes
+    sequence: int = 0
+    id: str = ""
+    stamp: str = ""
+    done: bool = False
+    error: FedbusError | None = None
+    told: bool = False  # whether somebody was told of the error
+    _lock: Any = None
+
+    def result(self, timeout: float | None = 30.0) -> Receipt:
+        """Wait until the message is journaled and return its receipt.
+
+        Raises:
+            JournalWriteError: The disk refused it; it is not published.
+            DeadlineExceeded: Not journaled within *timeout* seconds; it still may be.
+        """
+        if not self.done:
+            lock = threading.Lock()
+            lock.acquire()
+            self._lock = lock
+            # the thread sets `done` before it looks for the lock, so one of the two sees the other
+            if not self.done and not lock.acquire(timeout=-1 if timeout is None else timeout):
+                raise DeadlineExceeded(f"not journaled within {timeout} s; it may still be published")
+        if self.error is not None:
+            self.told = True
+            raise self.error
+        topic = self.topic
+        return Receipt(topic.name, topic.endpoint, topic.epoch, self.sequence, self.id, self.stamp)
+
+    def finish(self, error: FedbusError | None = None) -> None:
+        """Say that the message is journaled, or why it is not; called once, by the publisher's thread."""
+        self.error = error
+        self.done = True
+        lock = self._lock
+        if lock is not None:
+            lock.release()
+
+
+@dataclass(slots=True, eq=False)
+class SealedBatch:
+    """Messages that one signature covers, ready for the journal and the socket."""
+
+    messages: list[Pending]
+    parcels: list[tuple[int, str, bytes]]  # number of messages, topic, frame
+    first: int
+    time_ms: int
+    topics: dict[str, int]  # the last sequence of each topic in it
+    before: dict[str, int]  # what the heads were of the levels that it has moved
+
+
+class Sealer:
+    """Numbers messages, links them to those before at every level of their topics, and seals them.
+
+    ``head`` is the last sequence given out. A batch that the journal refused is taken back with :meth:`take_back`, the
+    latest first.
+    """
+
+    def __init__(
+        self,
+        *,
+        endpoint: str,
+        epoch: str,
+        head: int,
+        heads: dict[str, int],
+        signer: Signer,
+        parcel_bytes: int,
+        parcel_messages: int,
+    ) -> None:
+        """*heads* gives the last sequence of every topic, as the journal knows them."""
+        self.head = head
+        self._endpoint = endpoint.encode("ascii")
+        self._epoch = UUID(epoch).bytes
+        self._heads = level_heads(heads)
+        self._signer = signer
+        self._parcel_bytes = parcel_bytes
+        self._parcel_messages = parcel_messages
+
+    def seal(self, messages: list[Pending], wall: float) -> SealedBatch:
+        """Seal *messages* as one batch of the wall time *wall*."""
+        stamp = rfc3339(wall)
+        first = self.head + 1
+        sequence = self.head
+        by_topic: dict[Topic, tuple[bytes, list[bytes]]] = {}
+        last_of: dict[Topic, int] = {}
+        for pending in messages:
+            topic = pending.topic
+            sequence += 1
+            identifier = str(uuid7())
+            pending.id = identifier
+            pending.sequence = sequence
+            pending.stamp = stamp
+            try:
+                middle, envelopes = by_topic[topic]
+            except KeyError:
+                middle, envelopes = by_topic[topic] = (topic.writer.middle(stamp), [])
+            envelopes.append(write(identifier.encode(), middle, sequence, pending.extra, pending.data))
+            last_of[topic] = sequence
+        groups, before = self._link(by_topic, last_of)
+        parcels = parcel.seal(
+            groups,
+            endpoint=self._endpoint,
+            epoch=self._epoch,
+            first=first,
+            sign=self._signer.sign,
+            certificate=self._signer.certificate,
+            parcel_bytes=self._parcel_bytes,
+            parcel_messages=self._parcel_messages,
+        )
+        self.head = sequence
+        topics = {topic.name: last for topic, last in last_of.items()}
+        return SealedBatch(messages, parcels, first, int(wall * 1000), topics, before)
+
+    def take_back(self, batch: SealedBatch) -> None:
+        """Forget *batch*, the latest: its sequences are given out again."""
+        for level, head in batch.before.items():
+            if head:
+                self._heads[level] = head
+            else:
+                self._heads.pop(level, None)
+        self.head = batch.first - 1
+
+    def _link(
+        self, by_topic: dict[Topic, tuple[bytes, list[bytes]]], last_of: dict[Topic, int]
+    ) -> tuple[list[parcel.Group], dict[str, int]]:
+        """Return the batch's groups, each with what stands before and inside the batch at every level of its topic.
+
+        The heads move on to the end of the batch; what they were is returned too.
+        """
+        heads = self._heads
+        inside: dict[str, int] = {}
+        for topic, (_, envelopes) in by_topic.items():
+            count = len(envelopes)
+            for level in topic.levels:
+                inside[level] = inside.get(level, 0) + count
+        before = {level: heads.get(level, 0) for level in inside}
+        groups = [
+            parcel.Group(
+                topic.encoded,
+                parcel.chain_block([(before[level], inside[level]) for level in topic.levels]),
+                envelopes,
+            )
+            for topic, (_, envelopes) in by_topic.items()
+        ]
+        for topic, last in sorted(last_of.items(), key=_by_sequence):
+            for level in topic.levels:
+                heads[level] = last
+        return groups, before
+
+
+def _by_sequence(entry: tuple[Topic, int]) -> int:
+    return entry[1]
+
+
+def level_heads(heads: dict[str, int]) -> dict[str, int]:
+    """Return the last sequence below every level, from the last sequence of every topic."""
+    levels: dict[str, int] = {}
+    for topic, last in heads.items():
+        end = -1
+        while end != len(topic):
+            end = topic.find(".", end + 1)
+            end = len(topic) if end < 0 else end
+            level = topic[:end]
+            levels[level] = max(levels.get(level, 0), last)
+    return levels
