@@ -97,16 +97,16 @@ class TopicFilter:
 
     @classmethod
     def parse(cls, text: str, naming: Naming | None = None) -> TopicFilter:
-        """Read what a person wrote; without the prefix it is taken within ``PREFIX.ENV`` of *naming*.
+        """Read what a person wrote; what does not begin with the prefix is taken within ``PREFIX.ENV`` of *naming*.
 
-        ``koji.package.#`` becomes ``org.x.dev.koji.package.#``; ``#`` alone, and the empty text, are everything
-        within ``PREFIX.ENV``. With ``naming=None`` the text is the full pattern.
+        ``koji.package.#`` becomes ``org.x.dev.koji.package.#``, and ``*.package`` ``org.x.dev.*.package``; ``#`` alone,
+        and the empty text, are everything within ``PREFIX.ENV``. With ``naming=None`` the text is the full pattern.
 
         Raises:
             MessageError: *text* is not a filter.
         """
         text = text.removesuffix(".")
-        if naming is None or text == naming.prefix or text.startswith((naming.prefix + ".", "*.")):
+        if naming is None or text == naming.prefix or text.startswith(naming.prefix + "."):
             return cls(text)
         return cls(f"{naming.root}.{text}" if text else naming.root)
 

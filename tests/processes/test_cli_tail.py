@@ -46,7 +46,7 @@ def test_the_past_is_shown_in_order_and_then_it_ends(koji, fedbus):
 def test_filters_choose_topics_by_whole_fields(koji, fedbus):
     publish(koji, 10)
     assert numbers(fedbus(*PAST, "--json", "koji.tag").stdout) == [2, 4, 6, 8, 10]
-    assert numbers(fedbus(*PAST, "--json", "*.*.*.*.*.start").stdout) == [1, 3, 5, 7, 9]
+    assert numbers(fedbus(*PAST, "--json", "*.*.start").stdout) == [1, 3, 5, 7, 9]
     assert numbers(fedbus(*PAST, "--json", "koji.ta").stdout) == []
     assert numbers(fedbus(*PAST, "--json", "koji.tag", "koji.build").stdout) == list(range(1, 11))
     assert numbers(fedbus(*PAST, "--json", "--endpoint", "bodhi.web01").stdout) == []

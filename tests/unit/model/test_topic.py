@@ -95,11 +95,22 @@ def test_a_filter_made_to_be_slow_is_matched_in_bounded_steps() -> None:
         ("org.examples", "org.example.dev.org.examples"),
         ("org.example", "org.example"),
         ("org.example.stg.koji", "org.example.stg.koji"),
-        ("*.example.dev", "*.example.dev"),
+        ("*.package.#", "org.example.dev.*.package.#"),
+        ("*.*", "org.example.dev.*.*"),
+        ("#.complete", "org.example.dev.#.complete"),
+        ("*.example.dev", "org.example.dev.*.example.dev"),
     ],
 )
 def test_a_filter_without_the_prefix_is_taken_within_it(text: str, full: str) -> None:
     assert TopicFilter.parse(text, NAMING).text == full
+
+
+def test_a_filter_that_begins_with_one_field_left_open_chooses_any_service() -> None:
+    any_service = TopicFilter.parse("*.package.#", NAMING)
+    assert any_service.matches("org.example.dev.koji.package.build.complete")
+    assert any_service.matches("org.example.dev.bodhi.package.add")
+    assert not any_service.matches("org.example.dev.koji.build.package.add")
+    assert not any_service.matches("org.example.stg.koji.package.add")
 
 
 @pytest.mark.badinput("B3")
