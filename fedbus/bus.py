@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 import zmq
 
 from fedbus.clock import Clock, SystemClock
 from fedbus.config.settings import Settings
 from fedbus.config.units import parse_duration
-from fedbus.errors import ConfigError, ForkedError
+from fedbus.errors import ConfigError, ForkedError, KeysError, Reason, TrustError
 from fedbus.journal.cursors import CursorStore
 from fedbus.journal.journal import JournalReader
 from fedbus.model.message import Message, MessageKey
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from fedbus.hub.hub import Hub
     from fedbus.hub.options import HubOptions
     from fedbus.transport.asubscriber import AsyncSubscriber
+
+log = logging.getLogger(__name__)
 
 SinceLike = str | datetime | timedelta | MessageKey | Cursor
 
@@ -72,6 +76,7 @@ class Bus:
         Raises:
             ConfigError: There is no such endpoint.
             KeysError: Its key or certificate cannot be used.
+            TrustError: Its certificate is one that readers refuse: revoked, or of an unknown CA.
             JournalLocked, BindError: Another process has it.
         """
         self._check_process()
@@ -82,11 +87,13 @@ class Bus:
         certificate = found.certificate or settings.keys / f"{endpoint}.crt"
         key = found.key or settings.keys / f"{endpoint}.key"
         policy = settings.policy
+        signer = Signer.load(endpoint, certificate, key, clock=self._clock)
+        self._check_readers_would_accept(signer)
         publisher = Publisher.open(
             found,
             naming=settings.naming,
             journal=settings.journal_for(endpoint),
-            signer=Signer.load(endpoint, certificate, key, clock=self._clock),
+            signer=signer,
             options=settings.publisher,
             limits=settings.limits,
             context=self._context,
@@ -95,6 +102,18 @@ class Bus:
         )
         self._publishers.append(publisher)
         return publisher
+
+    def _check_readers_would_accept(self, signer: Signer) -> None:
+        """Raise if readers are known to refuse what *signer* signs; a receipt for it would be worth nothing."""
+        try:
+            self.verifier.identify(signer.certificate)
+        except TrustError as error:
+            if error.reason is not Reason.CRL:
+                raise
+            # only readers need the revocation list; without one here nothing is known against the certificate
+            log.warning("endpoint %s: %s", signer.name, error)
+        except KeysError as error:
+            log.warning("endpoint %s: its certificate cannot be checked here: %s", signer.name, error)
 
     def subscribe(
         self,
@@ -275,7 +294,7 @@ def parse_since(since: SinceLike, clock: Clock) -> tuple[Since, Cursor]:
     if since == "beginning":
         return Since(), {}
     parts = since.split("/")
-    if len(parts) == 3 and parts[2].isdigit():
+    if len(parts) == 3 and _is_epoch(parts[1]) and parts[2].isascii() and parts[2].isdigit():
         return now, {parts[0]: Position(parts[1], int(parts[2]))}
     try:
         return Since(age=(parse_duration(since), clock.monotonic())), {}
@@ -288,3 +307,10 @@ def parse_since(since: SinceLike, clock: Clock) -> tuple[Since, Cursor]:
             f"{since!r} is not a place to begin: write now, beginning, a duration (10m, 2h, 7d), a time "
             "(2026-11-21T10:00:00Z) or a position ENDPOINT/EPOCH/SEQUENCE"
         ) from None
+
+
+def _is_epoch(text: str) -> bool:
+    try:
+        return str(UUID(text)) == text
+    except ValueError:
+        return False

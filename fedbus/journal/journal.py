@@ -55,6 +55,9 @@ _SCAN_BYTES = 4 * 2**20  # what one filtered read looks at, at most, before it a
 _VANISHED = 2**32
 
 
+_ROLL_AGE = 1 / 8  # of retain_age: so much longer than that may a message of a quiet stream be kept
+
+
 class SyncPolicy(StrEnum):
     """What an append that returned outlives besides the process."""
 
@@ -863,8 +866,28 @@ class Journal(_Reading):
     # --- retention and the end
 
     def retain(self) -> int:
-        """Remove what the options no longer keep; the number of segments that went."""
+        """Remove what the options no longer keep; the number of segments that went.
+
+        An active segment that was begun long ago is closed first: only closed ones go, and a stream with few messages
+        would otherwise keep them for ever. To be called now and then.
+
+        Raises:
+            JournalWriteError: A new segment cannot be begun; nothing was removed.
+        """
         with self._turn:
+            active = self._segments[-1]
+            fixed = decode_fixed(read_start(active.path)) if self.options.retain_age else None
+            if (
+                fixed is not None
+                and self.head >= active.base
+                and self._clock.wall() - fixed.created_ms / 1000 > self.options.retain_age * _ROLL_AGE
+            ):
+                try:
+                    self._roll()
+                except OSError as error:
+                    raise JournalWriteError(
+                        f"cannot begin a new segment in {self.directory}: {error.strerror}; free space or mend the disk"
+                    ) from error
             return self._retain()
 
     def _retain(self) -> int:

@@ -51,6 +51,7 @@ log = logging.getLogger(__name__)
 
 _NOBLOCK = int(zmq.NOBLOCK)  # as a plain number, which pyzmq need not turn into one for each call
 _BEATS_IN_WINDOW = 10  # a beat names the topics of the last ten to twenty beats
+_RETAIN_SECONDS = 60.0  # between two looks at what the journal need not keep
 _BEAT_TICK = 0.05  # seconds
 _TOPICS_IN_BEAT = 1000
 
@@ -193,6 +194,7 @@ class Publisher:
         self._asleep = False
         self._generation = _forks.watch()
         self._recent = _Recent(journal.head, turn=journal.head)
+        self._retain_at = clock.monotonic() + _RETAIN_SECONDS
         self._tokens = float(options.signature_burst)
         self._tokens_at = clock.monotonic()
         self._publish = sockets.publish_socket(context, endpoint, hwm=options.send_hwm)
@@ -690,6 +692,13 @@ class Publisher:
     def _on_beat(self) -> None:
         self._signer.refresh()
         self._send_beat()
+        now = self._clock.monotonic()
+        if now >= self._retain_at:
+            self._retain_at = now + _RETAIN_SECONDS
+            try:
+                self._journal.retain()
+            except JournalError as error:
+                log.error("endpoint %s: %s", self.endpoint.name, error)
         self._recent.turned(self._journal.head)
         self._server.tidy()
 

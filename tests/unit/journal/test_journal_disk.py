@@ -268,8 +268,10 @@ def test_age_removes_closed_segments_when_retain_is_called(tmp_path: Path) -> No
         clock.advance(61.0)
         before = len(files_of(tmp_path))
         assert journal.retain() == before - 1 > 2
-        assert [path.name for path in files_of(tmp_path)] == [f"{journal.start:020d}.journal"]
-        assert not list(tmp_path.glob("*.index"))
+        # what was the active segment has been closed for its age, and its own age counts from now
+        names = [f"{journal.start:020d}.journal", f"{journal.head + 1:020d}.journal"]
+        assert [path.name for path in files_of(tmp_path)] == names
+        assert len(list(tmp_path.glob("*.index"))) == 1
         with JournalReader.open(tmp_path) as reader:
             assert (reader.start, reader.head, reader.heads) == (journal.start, journal.head, journal.heads)
 
@@ -284,3 +286,20 @@ def test_a_reader_in_a_segment_that_retention_removes_is_told(tmp_path: Path) ->
             records, lost = read_all(reader)
             assert lost == [(1, journal.start - 1)]
             check_records(records, lost, head=journal.head)
+
+
+def test_a_quiet_stream_does_not_keep_its_messages_for_ever(tmp_path: Path) -> None:
+    clock = ManualClock()
+    with Journal.open(options(tmp_path, retain_age=800.0), endpoint=ENDPOINT, clock=clock) as journal:
+        head = append_one(journal)
+        heads = dict(journal.heads)
+        assert journal.retain() == 0 and journal.start == 1
+        clock.advance(101.0)  # an eighth of the age: the segment is closed, and so begins to age
+        assert journal.retain() == 0 and journal.start == 1
+        clock.advance(801.0)
+        assert journal.retain() == 1
+        assert (journal.start, journal.head, journal.heads) == (head + 1, head, heads)
+        append_one(journal)
+        assert journal.head > head and journal.start == head + 1
+    with Journal.open(options(tmp_path, retain_age=800.0), endpoint=ENDPOINT, clock=clock) as journal:
+        assert journal.start == head + 1
