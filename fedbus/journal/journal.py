@@ -875,7 +875,7 @@ class Journal(_Reading):
             JournalWriteError: A new segment cannot be begun; nothing was removed.
         """
         with self._turn:
-            active = self._segments[-1]
+            active, kept = self._segments[-1], len(self._segments)
             fixed = decode_fixed(read_start(active.path)) if self.options.retain_age else None
             if (
                 fixed is not None
@@ -883,12 +883,14 @@ class Journal(_Reading):
                 and self._clock.wall() - fixed.created_ms / 1000 > self.options.retain_age * _ROLL_AGE
             ):
                 try:
-                    self._roll()
+                    self._roll()  # which lets retention take what it may
+                    kept += 1
                 except OSError as error:
                     raise JournalWriteError(
                         f"cannot begin a new segment in {self.directory}: {error.strerror}; free space or mend the disk"
                     ) from error
-            return self._retain()
+            self._retain()
+            return kept - len(self._segments)
 
     def _retain(self) -> int:
         segments = self._segments
