@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
 
 from fedbus.model.message import Message
@@ -25,9 +25,14 @@ class AsyncSubscriber:
         self._watched: set[int] = set()
         self._event = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._rest: Iterator[Message] | None = None  # what an iteration has still to yield of what was received
 
     async def receive(self, timeout: float | None = None) -> list[Message]:
         """Return some messages of one stream, in order, or an empty list after *timeout* seconds or ``stop()``."""
+        if self._rest is not None:
+            rest, self._rest = list(self._rest), None
+            if rest:
+                return rest
         loop = asyncio.get_running_loop()
         if self._loop is None:
             self._loop = loop
@@ -53,14 +58,20 @@ class AsyncSubscriber:
                 pass
 
     async def __aiter__(self) -> AsyncIterator[Message]:
-        """Yield messages until ``stop()``; asking for the next one says that the last was worked on."""
+        """Yield messages until ``stop()``; asking for the next one says that the last was worked on.
+
+        An iteration that was left goes on with the next message when the subscriber is iterated again.
+        """
         while True:
-            messages = await self.receive()
-            if not messages:
-                return
-            for message in messages:
+            if self._rest is None:
+                messages = await self.receive()
+                if not messages:
+                    return
+                self._rest = iter(messages)
+            for message in self._rest:
                 yield message
                 self.subscriber.done(message)
+            self._rest = None
 
     def positions(self) -> Cursor:
         """Return, for each stream that was joined, up to where its messages have been worked on."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 
 import zmq
 
@@ -14,6 +15,7 @@ SUBSCRIPTION_BYTES = 1024  # a topic has at most 255; a larger subscription drop
 HEARTBEAT_MS = 5_000  # ZMTP pings: a half-open connection is given up after two of them
 HANDSHAKE_MS = 5_000
 BACKLOG = 512
+_RELEASE_SECONDS = 0.5  # libzmq gives up an address some time after close() has returned, so a restart may be quicker
 
 
 def _common(socket: zmq.Socket[bytes], address: str, *, linger: float) -> None:
@@ -30,7 +32,16 @@ def _common(socket: zmq.Socket[bytes], address: str, *, linger: float) -> None:
 
 def _bind(socket: zmq.Socket[bytes], address: str, endpoint: Endpoint) -> None:
     try:
-        socket.bind(bind_address(address, endpoint=endpoint.name))
+        resolved = bind_address(address, endpoint=endpoint.name)
+        deadline = time.monotonic() + _RELEASE_SECONDS
+        while True:
+            try:
+                socket.bind(resolved)
+                return
+            except zmq.ZMQError as error:
+                if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.01)
     except zmq.ZMQError as error:
         socket.close(0)
         hint = "stop whatever holds that address, or change the endpoint"

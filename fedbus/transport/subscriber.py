@@ -130,6 +130,7 @@ class Subscriber:
         self._refusals = RefusalLog(log)
         self._ready: deque[Ready] = deque()
         self._current: tuple[StreamReader, int] | None = None
+        self._rest: Iterator[Message] | None = None  # what an iteration has still to yield of the current entry
         self._links: dict[str, _Link] = {}
         self._parked: dict[str, StreamReader] = {}  # of endpoints that are not configured any more
         self._hungry: dict[str, _Link] = {}
@@ -171,6 +172,10 @@ class Subscriber:
         Raises:
             LossError: With ``strict``, messages are known to be lost.
         """
+        if self._rest is not None:
+            rest, self._rest = list(self._rest), None
+            if rest:
+                return rest
         deadline = None if timeout is None else self._clock.monotonic() + timeout
         while self._await_ready(deadline):
             reader, entry, through = self._ready.popleft()
@@ -205,20 +210,29 @@ class Subscriber:
         return bool(self._ready)
 
     def __iter__(self) -> Iterator[Message]:
-        """Yield messages for ever, or until :meth:`stop`; asking for the next one says that the last was worked on."""
-        while self._await_ready(None):
-            reader, entry, through = self._ready.popleft()
-            if isinstance(entry, Loss):
-                reader.finished(through)
-                self._report(entry)
-                continue
-            self._current = (reader, through)
+        """Yield messages for ever, or until :meth:`stop`; asking for the next one says that the last was worked on.
+
+        An iteration that was left goes on with the next message when the subscriber is iterated again.
+        """
+        while self._rest is not None or self._await_ready(None):
+            if self._rest is None:
+                reader, entry, through = self._ready.popleft()
+                if isinstance(entry, Loss):
+                    reader.finished(through)
+                    self._report(entry)
+                    continue
+                self._current = (reader, through)
+                self._rest = reader.open(entry)
+            assert self._current is not None
+            reader = self._current[0]
             if reader.left_behind:
-                yield from reader.open(entry)
-                continue
-            for message in reader.open(entry):
-                yield message
-                reader.handed = message.sequence
+                for message in self._rest:  # "yield from" would close it with this iteration
+                    yield message
+            else:
+                for message in self._rest:
+                    yield message
+                    reader.handed = message.sequence
+            self._rest = None
 
     def done(self, message: Message) -> None:
         """Say that *message*, and all before it in its stream, was worked on, without asking for the next one."""
