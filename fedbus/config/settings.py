@@ -424,8 +424,9 @@ class _Builder:
         wire = values.get("wire", "native")
         if "publish" in values and "replay" not in values and wire == "native" and (*path, "replay") not in self.faulty:
             self.refuse(path, f"endpoint {name!r} lacks the key 'replay'; add the address of its replay socket")
-        if "replay" in values and wire == "fedmsg":
-            self.refuse((*path, "replay"), f"endpoint {name!r} speaks fedmsg, which has no replay; remove 'replay'")
+        if wire == "fedmsg":
+            text = f"endpoint {name!r} speaks fedmsg, which this release of fedbus cannot use; remove it"
+            self.refuse((*path, "wire"), text)
         return Endpoint(
             name=name,
             publish=self._address((*path, "publish"), values.get("publish")),

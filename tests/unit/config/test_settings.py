@@ -128,11 +128,11 @@ def test_an_endpoint_can_have_journal_settings_of_its_own(folder):
     assert settings.endpoint("bodhi.web").publish == f"ipc://{folder}/run/p"
 
 
-def test_a_fedmsg_endpoint_has_no_replay(folder):
-    text = "endpoints: {old.host: {wire: fedmsg, publish: 'tcp://old.example.org:3010'%s}}"
-    write(folder, "20-more.yaml", text % "")
-    assert Settings.load(folder, {}).endpoint("old.host").replay == ""
-    assert "speaks fedmsg, which has no replay" in faults(folder, text % ", replay: 'tcp://old:1'")[0]
+@pytest.mark.parametrize("replay", ["", ", replay: 'tcp://old.example.org:3011'"])
+def test_an_endpoint_that_speaks_fedmsg_is_refused_since_nothing_here_can_read_it(folder, replay):
+    text = "endpoints: {old.host: {publish: 'tcp://old.example.org:3010', wire: fedmsg%s}}"
+    (fault,) = faults(folder, text % replay)
+    assert "20-more.yaml:1: endpoint 'old.host' speaks fedmsg, which this release of fedbus cannot use" in fault
 
 
 def test_asking_for_an_unknown_endpoint_suggests_a_known_one(folder):
@@ -333,5 +333,5 @@ def test_the_values_commented_out_in_the_example_are_the_defaults(tmp_path):
     settings = Settings.load(tmp_path, {})
     assert settings.publisher == PublisherOptions()
     assert settings.subscriber == SubscriberOptions()
-    assert set(settings.endpoints) == {"koji.build01", "bodhi.web01", "busmon.legacy01"}
+    assert set(settings.endpoints) == {"koji.build01", "bodhi.web01"}
     assert set(settings.consumers) == {"announce"}
