@@ -59,6 +59,7 @@ class Hub:
         self.exit_code = 0
         self.deliveries: list[Delivery] = []
         self.intake: Intake | None = None
+        self.started_at = 0.0  # monotonic time of `start`
         self.beat_at = 0.0  # monotonic time of the last round of the hub's own thread
         self._watch = watch
         self._consumers = list(consumers)
@@ -94,7 +95,7 @@ class Hub:
         clock = self.source.clock
         # first of all: what is published from this moment on is delivered to new consumers
         started_ms, started = int(clock.wall() * 1000), clock.monotonic()
-        self.beat_at = started
+        self.started_at = self.beat_at = started
         feeds = [Feed(messages=self.options.queue_messages, size=self.options.queue_bytes) for _ in self._consumers]
         union = [one for filters in self._filters.values() for one in filters]
         endpoints = self.source.endpoints.values() if self._consumers else []

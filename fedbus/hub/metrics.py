@@ -60,6 +60,10 @@ def of_hub(hub: Hub) -> str:
     def stream(attribute: str) -> list[Sample]:
         return [({"endpoint": one.endpoint}, getattr(one.stats, attribute)) for one in readers]
 
+    def since(heard_at: float | None) -> float:
+        # an endpoint that is down from the beginning must raise the same alarm as one that falls silent
+        return hub.started_at if heard_at is None else heard_at
+
     refusals = hub.source.verifier.rejections
     return exposition(
         [
@@ -114,8 +118,8 @@ def of_hub(hub: Hub) -> str:
             (
                 "fedbus_endpoint_heard_age_seconds",
                 "gauge",
-                "Since the last beat or parcel.",
-                [({"endpoint": one.endpoint}, now - one.heard_at) for one in readers if one.heard_at is not None],
+                "Since the last beat or parcel, or since the hub's start where none has come yet.",
+                [({"endpoint": one.endpoint}, now - since(one.heard_at)) for one in readers],
             ),
             (
                 "fedbus_endpoint_live",

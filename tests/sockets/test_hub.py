@@ -451,6 +451,9 @@ def test_the_http_port_tells_how_the_hub_is(bus):
         assert found['fedbus_consumer_lag_messages{consumer="collect"}'] == 0
         assert found[f'fedbus_endpoint_messages_total{{endpoint="{KOJI}"}}'] == 20
         assert found["fedbus_hub_ready"] == 1
+        # of an endpoint that was never heard too, so that one alarm does for both
+        assert found[f'fedbus_endpoint_heard_age_seconds{{endpoint="{KOJI}"}}'] < 60
+        assert found['fedbus_endpoint_heard_age_seconds{endpoint="git.host01"}'] > 0
         assert "org.example" not in text
         assert get(hub, "/nothing")[0] == 404
 
