@@ -24,9 +24,11 @@ def check_topic(text: str) -> None:
     if len(text) > TOPIC_BYTES:
         raise MessageError(Reason.TOPIC, f"a topic has at most {TOPIC_BYTES} bytes, this one has {len(text)}")
     if not _TOPIC.match(text):
+        lower = text.lower()
+        hint = f"; did you mean {lower!r}?" if _TOPIC.match(lower) else ""
         raise MessageError(
             Reason.TOPIC,
-            f"{text!r} is not a topic: fields of lower-case letters, digits, '_' and '-', joined by single dots",
+            f"{text!r} is not a topic: fields of lower-case letters, digits, '_' and '-', joined by single dots{hint}",
         )
 
 
@@ -49,7 +51,11 @@ class Naming:
             MessageError: The result is not a well-formed topic.
         """
         topic = f"{self.root}.{service}.{short}"
-        check_topic(topic)
+        try:
+            check_topic(topic)
+        except MessageError:
+            check_topic(short)  # a fault in what the caller wrote is told in the caller's words
+            raise
         return topic
 
     def service_of(self, topic: str) -> str | None:

@@ -95,6 +95,12 @@ def test_lines_with_a_topic_name_it_short_or_in_full(bus_folder, fedbus):
     assert stored(bus_folder) == [("build.start", {"n": 1}), ("build.complete", {"n": 2}), ("tag.add", {"n": 8})]
 
 
+def test_a_topic_in_capitals_is_an_error_of_usage_that_names_the_form_that_was_meant(fedbus):
+    done = fedbus("publish", "Foo.bar", "{}", *KOJI)
+    assert done.returncode == 2
+    assert "did you mean 'foo.bar'?" in done.stderr
+
+
 def test_receipts_come_while_stdin_stays_open(bus_folder, spawn):
     publish = spawn("publish", "a.b", "--lines", "--json", *KOJI, config=bus_folder, stdin=subprocess.PIPE)
     publish.process.stdin.write(b'{"n": 1}\n{"n": 2}\n{"half')

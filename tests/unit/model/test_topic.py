@@ -134,6 +134,14 @@ def test_what_is_no_topic_cannot_be_published(text: str) -> None:
     assert caught.value.reason is Reason.TOPIC
 
 
+def test_a_topic_in_capitals_is_refused_with_the_form_that_was_meant() -> None:
+    with pytest.raises(MessageError, match=r"'Foo\.bar' is not a topic.*did you mean 'foo\.bar'\?"):
+        NAMING.expand("koji", "Foo.bar")
+    with pytest.raises(MessageError) as caught:
+        NAMING.expand("koji", "Foo bar")
+    assert "did you mean" not in str(caught.value)
+
+
 @pytest.mark.badinput("B3")
 @given(st.text(max_size=30))
 def test_any_text_is_a_topic_or_raises_message_error_and_nothing_else(text: str) -> None:
