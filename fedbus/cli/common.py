@@ -65,6 +65,9 @@ def _note(key: str) -> Callable[[click.Context, click.Parameter, Any], None]:
     return note
 
 
+COLOUR_HELP = "Whether to colour; auto: where stdout is a terminal and NO_COLOR is not set."
+
+
 def share_options(command: click.Command) -> click.Command:
     """Give *command*, and the commands inside it, the shared options, unless it has one of that name itself."""
     taken = {name for one in command.params for name in (*one.opts, *one.secondary_opts)}
@@ -107,6 +110,11 @@ def set_up_logs(given: dict[str, Any], *, level: str = "info", form: str = "text
     form = given.get("log_format") or form
     given["log_form"] = form
     logs.set_up(level=level, form=form, stamped=daemon, tracebacks=bool(verbose))
+
+
+def counted(number: int, noun: str) -> str:
+    """Return ``1 endpoint``, ``2 endpoints``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def verbosity(context: click.Context) -> int:

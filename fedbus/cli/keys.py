@@ -14,6 +14,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
+from fedbus.cli.common import counted
 from fedbus.clock import SystemClock
 from fedbus.errors import FedbusError, KeysError, TrustError
 from fedbus.model.topic import Naming
@@ -166,6 +167,17 @@ def revoke(context: click.Context, who: str, directory: Path | None, reason: str
             click.echo(f"revoked {one.name} {one.serial:x} ({reason})")
     if not records:
         _notice(f"nothing to do: {_shown(who)} was revoked before")
+    now = SystemClock.wall()
+    issued = [one for one in authority.list() if one.revoked_at is None and one.not_after > now]
+    for name in sorted({one.name for one in records} or {who}):
+        count = sum(one.name == name for one in records)
+        if count:
+            _notice(f"{counted(count, 'certificate')} of {_shown(name)} revoked: readers refuse all that was signed so")
+        if is_name(name) and not any(one.current and one.name == name for one in issued):
+            _notice(
+                f"{_shown(name)} has no certificate that readers accept until: fedbus keys rotate {_shown(name)}; "
+                "a publisher that runs goes on meanwhile, and no reader takes its messages"
+            )
     _notice(f"bring {authority.crl_path} to every host; until then, they go on trusting what is revoked")
 
 

@@ -49,6 +49,24 @@ def test_verify_exits_with_4_and_a_reason_when_a_certificate_is_not_trusted(run)
     assert (result.exit_code, json.loads(result.stdout)["reason"]) == (4, "revoked")
 
 
+def test_revoking_says_what_follows_and_what_to_do(run):
+    run("issue", "koji.build01")
+    run("rotate", "koji.build01")
+    first, second = (one["serial"] for one in json.loads(run("list", "--json").stdout))
+    current = {one["serial"]: one["current"] for one in json.loads(run("list", "--json").stdout)}
+    old, new = (first, second) if current[second] else (second, first)
+    told = run("revoke", old).stderr
+    assert "1 certificate of koji.build01 revoked" in told
+    assert "fedbus keys rotate" not in told  # the current one still counts
+    result = run("revoke", "koji.build01")
+    assert result.stdout == f"revoked koji.build01 {new} (unspecified)\n"
+    assert "koji.build01 has no certificate that readers accept until: fedbus keys rotate koji.build01" in result.stderr
+    assert "bring " in result.stderr
+    run("rotate", "koji.build01")
+    run("rotate", "koji.build01")
+    assert "2 certificates of koji.build01 revoked" in run("revoke", "koji.build01").stderr
+
+
 @pytest.mark.fault("F22")
 def test_check_returns_what_monitoring_expects(run, tmp_path):
     run("issue", "koji.build01")
