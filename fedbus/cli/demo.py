@@ -20,7 +20,7 @@ from typing import IO
 
 import click
 
-from fedbus.cli.common import examples, notice
+from fedbus.cli.common import COLOUR_HELP, examples, notice
 from fedbus.cli.render import DIM, RESET
 from fedbus.cli.signals import Stop
 
@@ -41,7 +41,9 @@ _EXAMPLES = examples(
 
 @click.command("demo", epilog=_EXAMPLES)
 @click.option("--seconds", type=click.FloatRange(0.0), metavar="S", help="End after S seconds; otherwise on Ctrl-C.")
-@click.option("--color", type=click.Choice(["auto", "always", "never"]), default="auto", show_default=True)
+@click.option(
+    "--color", type=click.Choice(["auto", "always", "never"]), default="auto", show_default=True, help=COLOUR_HELP
+)
 def demo(seconds: float | None, color: str) -> int:
     """Run a whole bus on this machine: three services that publish, a hub with two consumers, and a tail.
 

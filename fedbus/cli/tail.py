@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fedbus.cli.common import complete_endpoint, complete_filter, examples, load_settings, notice, verbosity
+from fedbus.cli.common import (
+    COLOUR_HELP,
+    complete_endpoint,
+    complete_filter,
+    examples,
+    load_settings,
+    notice,
+    verbosity,
+)
 from fedbus.cli.signals import Stop
 
 if TYPE_CHECKING:
@@ -82,7 +90,9 @@ def _patterns(context: click.Context, parameter: click.Parameter, texts: tuple[s
 )
 @click.option("--json", "as_json", is_flag=True, help="The same as -o json: one object a line.")
 @click.option("--fields", metavar="A,B.C", help="Show only these: members of the body, or topic, time, body.topic, ….")
-@click.option("--color", type=click.Choice(["auto", "always", "never"]), default="auto", show_default=True)
+@click.option(
+    "--color", type=click.Choice(["auto", "always", "never"]), default="auto", show_default=True, help=COLOUR_HELP
+)
 @click.option("--utc", is_flag=True, help="Show times in UTC; otherwise in the time zone here. JSON has UTC always.")
 @click.pass_context
 def tail(
