@@ -45,6 +45,7 @@ _CONNECT_SECONDS = 1.0  # a first answer that has not come by then: the endpoint
 _LOCAL_SECONDS = 0.3  # after which a journal on this machine is read as a file
 _RETRY_SECONDS = (1.0, 30.0)
 _LOCAL_POLL_SECONDS = 0.5
+_RECONNECT_SECONDS = 60.0  # the longest pause between two new connections to an endpoint that is silent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +57,7 @@ class SubscriberOptions:
     fetch_bytes: int = 4 * 2**20  # what one request asks for
     concurrent_fetches: int = 64
     commit_interval: float = 1.0  # seconds between two writes of a named cursor
+    silence: float = 5.0  # seconds without a sign of life after which an endpoint is connected anew, at the earliest
     refresh_interval: float = 5.0  # seconds between two looks at the files of CA and revocation list
 
 
@@ -75,6 +77,8 @@ class _Link:
     home: StreamHome | None = None  # its journal on this machine, while the endpoint itself is down
     home_checked_at: float = float("-inf")
     heard_at_failure: float | None = None
+    reconnects: int = 0  # since it was last heard
+    reconnect_at: float = 0.0
 
 
 @dataclass(slots=True)
@@ -478,8 +482,29 @@ class Subscriber:
         for link in self._links.values():
             if link.home is not None and link.request == 0:
                 self._follow_home(link, now)
+            if link.reader.heard_at is not None:
+                self._watch_silence(link, link.reader.heard_at, now)
         if self._store is not None and self._current is None and now >= self._commit_at:
             self.commit()
+
+    def _watch_silence(self, link: _Link, heard_at: float, now: float) -> None:
+        """Connect an endpoint anew whose beats stay away.
+
+        After a protocol error (a frame beyond all bounds, another service on the port for a while) libzmq gives a
+        connection up for ever without a word.
+        """
+        beat = link.reader.beat
+        patience = max(self._options.silence, 0.0 if beat is None else 3e-3 * beat.facts.interval_ms)
+        if now - heard_at < patience:
+            link.reconnects, link.reconnect_at = 0, 0.0
+        elif now >= link.reconnect_at:
+            link.reconnect_at = now + min(_RECONNECT_SECONDS, patience * 2.0**link.reconnects)
+            link.reconnects = min(link.reconnects + 1, 10)
+            try:
+                self._socket.disconnect(link.endpoint.publish)
+            except zmq.ZMQError:
+                pass
+            self._socket.connect(link.endpoint.publish)
 
     def _start_fetch(self, link: _Link, now: float) -> None:
         self._request = self._request % 0xFFFF_FFFF + 1

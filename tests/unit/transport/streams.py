@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from fedbus.clock import ManualClock
+from fedbus.clock import Clock, ManualClock
 from fedbus.journal.journal import Journal, JournalOptions, SyncPolicy
 from fedbus.model.limits import Limits
 from fedbus.model.topic import Naming, TopicFilter, common_prefix
@@ -42,7 +42,7 @@ def levels_of(topic: str) -> list[str]:
 class ModelPublisher:
     """Numbers, seals and journals what it is told to, in batches that the test chooses."""
 
-    def __init__(self, folder: Path, clock: ManualClock, who: make.Identity = make.KOJI, **options: Any) -> None:
+    def __init__(self, folder: Path, clock: Clock, who: make.Identity = make.KOJI, **options: Any) -> None:
         self.who = who
         self.clock = clock
         self.journal = Journal.open(
@@ -70,13 +70,23 @@ class ModelPublisher:
         return write(f"019bbf72-3c00-7000-8000-{sequence:012x}".encode(), middle, sequence, b"", body)
 
     def seal(
-        self, topics: list[str], first: int, *, most: int = 256, data: bytes | None = None
+        self,
+        topics: list[str],
+        first: int,
+        *,
+        most: int = 256,
+        data: bytes | None = None,
+        edit: Callable[[bytes], bytes] | None = None,
     ) -> list[tuple[int, str, bytes]]:
-        """The parcels of a batch whose message *i* has *topics[i]*, as they would be if it began at *first*."""
+        """The parcels of a batch whose message *i* has *topics[i]*, as they would be if it began at *first*.
+
+        Bodies are *data*, by default the message's number; *edit* changes each envelope before it is sealed.
+        """
         groups: dict[str, list[bytes]] = {}
         inside: dict[str, int] = {}
         for sequence, topic in enumerate(topics, first):
-            groups.setdefault(topic, []).append(self.envelope(topic, sequence, data))
+            envelope = self.envelope(topic, sequence, data)
+            groups.setdefault(topic, []).append(envelope if edit is None else edit(envelope))
             for level in levels_of(topic):
                 inside[level] = inside.get(level, 0) + 1
         heads = self.level_heads
@@ -98,10 +108,10 @@ class ModelPublisher:
             parcel_messages=most,
         )
 
-    def publish(self, topics: list[str], *, most: int = 256, data: bytes | None = None) -> list[bytes]:
-        """Journal one batch and return its frames, as they would be sent."""
+    def publish(self, topics: list[str], **options: Any) -> list[bytes]:
+        """Journal one batch and return its frames, as they would be sent; *options* are those of :meth:`seal`."""
         first = self.head + 1
-        parcels = self.seal(topics, first, most=most, data=data)
+        parcels = self.seal(topics, first, **options)
         self.journal.append(parcels, first=first, size=len(topics), time_ms=int(self.clock.wall() * 1000))
         for sequence, topic in enumerate(topics, first):
             self.said.append((sequence, topic))
