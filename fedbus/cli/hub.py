@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from fedbus.bus import Bus, parse_since
-from fedbus.cli.common import examples, notice, set_up_logs
+from fedbus.cli.common import examples, notice, set_up_logs, take_up_endpoints, waiting_for_restart
 from fedbus.cli.signals import Stop
 from fedbus.clock import SystemClock
 from fedbus.config.settings import ConfigWatcher
@@ -128,7 +128,7 @@ def _run(
         log.error("consumer not loaded: %s", problem)
     options = replace(settings.hub, http=http) if http is not None else settings.hub
     with Bus.open(settings) as bus:
-        daemon = bus.hub(found.consumers, options=options, problems=found.problems, watch=_Watch(watcher))
+        daemon = bus.hub(found.consumers, options=options, problems=found.problems, watch=_Watch(watcher, bus))
         with Stop(on_stop=daemon.stop):
             hangup.daemon = daemon
             try:
@@ -155,24 +155,20 @@ class _Hangup:
 class _Watch:
     """Gives the hub the changed endpoints, and says what else was changed that it cannot take up while running."""
 
-    def __init__(self, watcher: ConfigWatcher) -> None:
+    def __init__(self, watcher: ConfigWatcher, bus: Bus) -> None:
         self._watcher = watcher
+        self._bus = bus
 
     def __call__(self, forced: bool) -> Mapping[str, Endpoint] | None:
         if not forced and not self._watcher.changed():
             return None
         before = self._watcher.settings
         after = self._watcher.reload()
-        changed = [name for name in _NEEDS_RESTART if _differs(getattr(before, name), getattr(after, name))]
+        take_up_endpoints(self._bus, after)
+        changed = waiting_for_restart(before, after, _NEEDS_RESTART)
         if changed:
             log.warning("changed, and in force only after a restart of the hub: %s", ", ".join(changed))
         return after.endpoints
-
-
-def _differs(before: Any, after: Any) -> bool:
-    if hasattr(before, "rules"):
-        return bool(before.rules != after.rules)
-    return bool(before != after)
 
 
 def _say_ready(daemon: Hub, form: str) -> None:

@@ -25,7 +25,13 @@ Examples:
     "--endpoint", "endpoints", multiple=True, metavar="NAME", help="An endpoint, SERVICE.HOST; may be repeated."
 )
 @click.option("--prefix", default="org.example", show_default=True, help="What all topics begin with.")
-@click.option("--environment", type=click.Choice(ENVIRONMENTS), default="dev", show_default=True)
+@click.option(
+    "--environment",
+    type=click.Choice(ENVIRONMENTS),
+    default="dev",
+    show_default=True,
+    help="The field behind the prefix in all topics; messages of another environment are refused.",
+)
 @click.option("--force", is_flag=True, help="Use a folder that is not empty: write its YAML files anew, keep its keys.")
 @click.option("--json", "as_json", is_flag=True, help="Say what was written as JSON.")
 def init(

@@ -84,6 +84,35 @@ class Stop:
             os._exit(128 + number)
 
 
+class Noted:
+    """While it is entered, the signal *number* is only noted: :meth:`take` says whether it has come.
+
+    Enter it in the main thread, and first of all where the default would end the process.
+    """
+
+    def __init__(self, number: signal.Signals) -> None:
+        self._number = number
+        self._come = False
+        self._before: Any = None
+
+    def take(self) -> bool:
+        """Return whether the signal has come since this was asked before."""
+        come, self._come = self._come, False
+        return come
+
+    def __enter__(self) -> Noted:
+        self._before = signal.signal(self._number, self._handle)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        signal.signal(self._number, self._before)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._come = True
+
+
 def guard_standard_streams() -> None:
     """Open /dev/null where stdin, stdout or stderr is closed, so that no socket or journal gets their numbers."""
     for number in range(3):

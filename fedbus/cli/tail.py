@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -16,18 +17,20 @@ from fedbus.cli.common import (
     complete_endpoint,
     complete_filter,
     examples,
-    load_settings,
     notice,
     verbosity,
+    watch_settings,
 )
-from fedbus.cli.signals import Stop
+from fedbus.cli.signals import Noted, Stop
 
 if TYPE_CHECKING:
+    from fedbus.cli.follow import Follower
     from fedbus.cli.render import Renderer
     from fedbus.model.message import Message
     from fedbus.transport.subscriber import Subscriber
 
-_LOOK_SECONDS = 0.1  # how often the ends of --no-follow, --idle-exit and --timeout are looked at
+_LOOK_SECONDS = 0.1  # how often the ends of --no-follow and --timeout are looked at
+_HANGUP_SECONDS = 0.5  # at most, from a SIGHUP to what it asks for
 
 _EXAMPLES = examples(
     "fedbus tail                                     everything, from now on",
@@ -120,9 +123,11 @@ def tail(
     endpoints there is none. Messages go to stdout; what was lost or refused is told on stderr. What a terminal could
     obey is shown escaped.
 
+    It goes on with the endpoints that are added to the configuration, moved or removed; SIGHUP has it read at once.
     Ends on Ctrl-C or SIGTERM with 128 + the signal's number, its cursor kept; quietly when nobody reads its output.
     """
     from fedbus.bus import Bus
+    from fedbus.cli.follow import Follower
     from fedbus.cli.render import FORMATS, Look, Renderer
     from fedbus.errors import MessageError
 
@@ -134,7 +139,9 @@ def tail(
         raise click.UsageError("--fields names no field")
     if chosen and form not in FORMATS:
         raise click.UsageError("--fields is not for templates; name the fields in the template")
-    settings = load_settings(context)
+    hangup = context.with_resource(Noted(signal.SIGHUP))  # before anything slow: its default would end us
+    watcher = watch_settings(context)
+    settings = watcher.settings
     look = Look(
         form=form,
         fields=chosen,
@@ -167,10 +174,14 @@ def tail(
         if (_is_terminal(sys.stderr) and verbosity(context) >= 0) or verbosity(context) > 0:
             names = list(endpoints) or list(settings.endpoints)
             notice(_opening(names, [one.text for one in subscriber.filters], since, cursor))
+        follower = Follower(
+            watcher, bus, subscriber, hangup, now=time.monotonic(), only=endpoints, quiet=verbosity(context) < 0
+        )
         loop = _Loop(
             subscriber,
             renderer,
             stop,
+            follower,
             include=include,
             exclude=exclude,
             count=count,
@@ -198,6 +209,7 @@ class _Loop:
         subscriber: Subscriber,
         renderer: Renderer,
         stop: Stop,
+        follower: Follower,
         *,
         include: list[re.Pattern[str]],
         exclude: list[re.Pattern[str]],
@@ -209,6 +221,7 @@ class _Loop:
         self._subscriber = subscriber
         self._renderer = renderer
         self._stop = stop
+        self._follower = follower
         self._include = include
         self._exclude = exclude
         self._count = count
@@ -228,10 +241,11 @@ class _Loop:
 
         subscriber = self._subscriber
         began = heard = time.monotonic()
-        watched = self._no_follow or self._idle_exit is not None or self._timeout is not None
         while not self._stop.signal:
-            messages = subscriber.receive(self._patience(heard) if watched else None)
+            messages = subscriber.receive(self._patience(heard))
             now = time.monotonic()
+            if not self._follower.look(now):
+                self._stop.signal = signal.SIGHUP
             if messages:
                 heard = now
                 if self._show(messages):
@@ -248,9 +262,11 @@ class _Loop:
 
     def _patience(self, heard: float) -> float:
         """Return for how long to wait for messages before looking at the ends again."""
-        if self._no_follow or self._timeout is not None or self._idle_exit is None:
+        if self._no_follow or self._timeout is not None:
             return _LOOK_SECONDS
-        return max(0.0, heard + self._idle_exit - time.monotonic())
+        if self._idle_exit is None:
+            return _HANGUP_SECONDS
+        return min(_HANGUP_SECONDS, max(0.0, heard + self._idle_exit - time.monotonic()))
 
     def _show(self, messages: list[Message]) -> bool:
         """Write some messages; return True when the count is reached."""
