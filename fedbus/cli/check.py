@@ -8,12 +8,13 @@ import json
 import socket
 import sys
 import time
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import click
 
+from fedbus.cli.common import counted
 from fedbus.config.lint import VERBS, Finding, lint
 from fedbus.config.settings import Settings
 from fedbus.errors import ConfigError, JournalError, KeysError
@@ -81,7 +82,7 @@ def check(ctx: click.Context, as_json: bool, nagios: bool, timeout: float) -> No
     """Check settings, keys and endpoints.
 
     Exit code 0 when all is well or only warnings were found, 3 for the configuration, 4 for keys, 5 for endpoints
-    that do not answer.
+    that do not answer. An endpoint of this host that nobody publishes as is a warning.
     """
     if ctx.invoked_subcommand is not None:
         return
@@ -92,10 +93,10 @@ def check(ctx: click.Context, as_json: bool, nagios: bool, timeout: float) -> No
             raise
         results = [Result("config", "configuration", UNKNOWN, problem) for problem in error.problems]
     else:
-        count = len(settings.endpoints)
-        results = [Result("config", "configuration", OK, f"{settings.directory}: {count} endpoints")]
+        text = f"{settings.directory}: {counted(len(settings.endpoints), 'endpoint')}"
+        results = [Result("config", "configuration", OK, text)]
         results += _check_keys(settings, time.time())
-        results += _check_endpoints(settings.endpoints.values(), timeout)
+        results += _check_endpoints(settings, timeout)
     _report(ctx, results, as_json=as_json, nagios=nagios)
 
 
@@ -115,8 +116,9 @@ def check_config(ctx: click.Context, as_json: bool) -> None:
         click.echo(json.dumps({"ok": True, "problems": [], "directory": str(settings.directory)}, indent=2))
         return
     click.echo(
-        f"{settings.directory} is fit for use: {settings.naming.root}, {len(settings.endpoints)} endpoints, "
-        f"{len(settings.policy.rules)} policy rules, {len(settings.consumers)} consumers"
+        f"{settings.directory} is fit for use: {settings.naming.root}, "
+        f"{counted(len(settings.endpoints), 'endpoint')}, {counted(len(settings.policy.rules), 'policy rule')}, "
+        f"{counted(len(settings.consumers), 'consumer')}"
     )
 
 
@@ -202,21 +204,56 @@ def _expiry(expiry: Expiry, now: float) -> Result:
     return Result("keys", expiry.what, state, expiry.text(now))
 
 
-def _check_endpoints(endpoints: Iterable[Endpoint], timeout: float) -> list[Result]:
+def _check_endpoints(settings: Settings, timeout: float) -> list[Result]:
     wanted = [
-        (f"{endpoint.name} {role}", address)
-        for endpoint in endpoints
+        (endpoint, role, address)
+        for endpoint in settings.endpoints.values()
         for role, address in (("publish", endpoint.publish), ("replay", endpoint.replay))
         if address
     ]
     with ThreadPoolExecutor(_CONNECTIONS) as pool:
-        faults = pool.map(lambda entry: _connect(entry[1], timeout), wanted)
-        return [
-            Result("endpoints", name, CRITICAL, f"{name} {address} does not answer: {fault}; is it running?")
-            if fault
-            else Result("endpoints", name, OK, f"{name} {address} answers")
-            for (name, address), fault in zip(wanted, faults, strict=True)
-        ]
+        faults = list(pool.map(lambda entry: _connect(entry[2], timeout), wanted))
+    # asked afterwards: a publisher that opens meanwhile has its journal open then, and its ports soon
+    locked = _flocks() if any(faults) else None
+    results = []
+    for (endpoint, role, address), fault in zip(wanted, faults, strict=True):
+        name = f"{endpoint.name} {role}"
+        if not fault:
+            results.append(Result("endpoints", name, OK, f"{name} {address} answers"))
+        elif _rests_here(endpoint, settings.journal_for(endpoint.name).directory, locked):
+            text = f"{name} {address} is not running: its key is on this host, and no process has its journal open"
+            results.append(Result("endpoints", name, WARNING, text))
+        else:
+            text = f"{name} {address} does not answer: {fault}; is it running?"
+            results.append(Result("endpoints", name, CRITICAL, text))
+    return results
+
+
+def _rests_here(endpoint: Endpoint, journal: Path, locked: frozenset[int] | None) -> bool:
+    """Say whether *endpoint* is one of this host that nobody publishes as now; *locked* are inodes, None if unknown."""
+    if endpoint.key is None or locked is None:
+        return False
+    try:
+        if not endpoint.key.exists():
+            return False
+        return (journal / "lock").stat().st_ino not in locked
+    except FileNotFoundError:
+        return True  # nobody has published as this endpoint yet
+    except OSError:
+        return False  # who may not look cannot tell
+
+
+def _flocks() -> frozenset[int] | None:
+    """Return the inodes of all files that processes hold an flock on; None where the kernel does not say.
+
+    To try the lock ourselves would be simpler, and would refuse a publisher that opens at that moment.
+    """
+    try:
+        lines = Path("/proc/locks").read_text("ascii").splitlines()
+    except OSError:
+        return None
+    # 1: FLOCK  ADVISORY  WRITE 3072 08:01:7602200 0 EOF; proc(5)
+    return frozenset(int(fields[5].rpartition(":")[2]) for line in lines if (fields := line.split())[1] == "FLOCK")
 
 
 def _connect(text: str, timeout: float) -> str:
@@ -289,4 +326,4 @@ def _report_findings(findings: list[Finding], count: int, *, as_json: bool) -> N
         topic = finding.topic if finding.topic.isprintable() else ascii(finding.topic)
         click.echo(f"{topic}: {finding.rule}: {finding.text}")
     if not findings:
-        click.echo(f"{count} topics, nothing to mend", err=True)
+        click.echo(f"{counted(count, 'topic')}, nothing to mend", err=True)

@@ -14,9 +14,11 @@ from fedbus.bus import Bus
 from fedbus.cli.check import check
 from fedbus.cli.config import config
 from fedbus.cli.init import init
+from fedbus.clock import SystemClock
 from fedbus.config.init import create
 from fedbus.config.settings import Settings
 from fedbus.errors import ConfigError
+from fedbus.journal.journal import Journal
 
 
 def run(command: click.Command, *arguments: str, folder: Path | None = None, stdin: str | None = None) -> Result:
@@ -138,6 +140,15 @@ def test_check_config_lists_the_faults_as_json(bus):
     assert "has mode 0666" in shown(result)["problems"][0]
 
 
+def test_one_of_something_is_told_in_the_singular(tmp_path):
+    create(tmp_path / "bus", ["koji.build01"])
+    path = tmp_path / "bus/40-more.yaml"
+    path.write_text("policy:\n  - {signer: koji.*, topics: [a]}\n")
+    path.chmod(0o600)
+    output = run(check, "config", folder=tmp_path / "bus").output
+    assert output.endswith("org.example.dev, 1 endpoint, 1 policy rule, 0 consumers\n")
+
+
 def listen(bus: Path, stack: ExitStack) -> None:
     for endpoint in Settings.load(bus, {}).endpoints.values():
         for address in (endpoint.publish, endpoint.replay):
@@ -157,17 +168,39 @@ def test_check_of_a_sound_bus_with_all_endpoints_up_is_ok(bus):
         assert result.output == "FEDBUS OK - 9 checks passed | checks=9 bad=0\n"
 
 
-def test_check_tells_which_endpoint_does_not_answer(bus):
-    result = run(check, "--json", folder=bus)
+def test_check_right_after_init_only_warns_that_nothing_is_running(bus):
+    result = run(check, folder=bus)
+    assert result.exit_code == 0
+    assert [line.split()[0] for line in result.output.splitlines()].count("WARNING") == 4
+    assert "is not running" in result.output
+    assert run(check, "--nagios", folder=bus).exit_code == 1
+
+
+def test_check_of_an_endpoint_whose_publisher_was_stopped_warns(bus):
+    with Bus.open(bus) as opened, opened.publisher("koji.build01") as koji:
+        koji.publish("package.build.complete", {})
+        states = {one["name"]: one["state"] for one in shown(run(check, "--json", folder=bus))["results"]}
+        assert states["koji.build01 publish"] == states["koji.build01 replay"] == "ok"
+    states = {one["name"]: one["state"] for one in shown(run(check, "--json", folder=bus))["results"]}
+    assert states["koji.build01 publish"] == states["koji.build01 replay"] == "warning"
+
+
+def test_check_tells_which_endpoint_that_should_answer_does_not(bus):
+    (bus / "keys/bodhi.web01.key").unlink()  # it lives on another host, then
+    settings = Settings.load(bus, {})
+    # its publisher runs, or hangs, and does not have its ports
+    with Journal.open(settings.journal_for("koji.build01"), endpoint="koji.build01", clock=SystemClock()):
+        result = run(check, "--json", folder=bus)
     assert result.exit_code == 5
     report = shown(result)
     assert report["state"] == "critical"
-    assert {one["name"] for one in report["results"] if one["state"] != "ok"} == {
+    assert {one["name"] for one in report["results"] if one["state"] == "critical"} == {
         f"{name} {role}" for name in ("koji.build01", "bodhi.web01") for role in ("publish", "replay")
     }
 
 
 def test_check_for_nagios_has_its_exit_codes_and_one_line(bus):
+    (bus / "keys/koji.build01.key").unlink()
     result = run(check, "--nagios", folder=bus)
     assert result.exit_code == 2
     assert result.output.startswith("FEDBUS CRITICAL - koji.build01 publish tcp://")
