@@ -186,6 +186,14 @@ class Sealer:
         The heads move on to the end of the batch; what they were is returned too.
         """
         heads = self._heads
+        if len(by_topic) == 1:
+            ((topic, (_, envelopes)),) = by_topic.items()
+            levels, count, last = topic.levels, len(envelopes), last_of[topic]
+            priors = [heads.get(level, 0) for level in levels]
+            for level in levels:
+                heads[level] = last
+            chain = parcel.chain_block([(prior, count) for prior in priors])
+            return [parcel.Group(topic.encoded, chain, envelopes)], dict(zip(levels, priors, strict=True))
         inside: dict[str, int] = {}
         for topic, (_, envelopes) in by_topic.items():
             count = len(envelopes)

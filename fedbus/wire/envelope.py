@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -28,7 +29,12 @@ _REQUIRED = ("specversion", "id", "source", "type", "time", "datacontenttype", "
 def rfc3339(wall: float) -> str:
     """Write a wall time as RFC 3339 text in UTC with microseconds: ``2026-11-21T12:34:56.123456Z``."""
     seconds, microseconds = divmod(round(wall * 1e6), 1_000_000)
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{microseconds:06d}Z"
+    return f"{_to_the_second(seconds)}.{microseconds:06d}Z"
+
+
+@lru_cache(maxsize=16)
+def _to_the_second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
 class EnvelopeWriter:

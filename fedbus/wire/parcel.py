@@ -9,6 +9,7 @@ import struct
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
 from itertools import accumulate
 from typing import NamedTuple
@@ -37,9 +38,9 @@ class Level(NamedTuple):
     inside: int  # how many messages of this batch stand below that level
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@dataclass(slots=True, eq=False, repr=False)  # not frozen: that makes the many fields of each one cost twice as much
 class Parcel:
-    """One parcel, taken apart; every field is as received."""
+    """One parcel, taken apart; every field is as received, and none is changed."""
 
     topic: str
     endpoint: str
@@ -81,7 +82,7 @@ class Parcel:
         """
         root = merkle.climb(self.leaves() if leaves is None else leaves, self.start, self.size, self.path)
         return seal_statement(
-            self.endpoint.encode("ascii"), UUID(self.epoch).bytes, self.first, self.size, root, self.certificate
+            self.endpoint.encode("ascii"), _epoch_bytes(self.epoch), self.first, self.size, root, self.certificate
         )
 
     def single(self, index: int) -> bytes:
@@ -90,7 +91,7 @@ class Parcel:
         path = merkle.extract_path(self.leaves(), self.start, self.size, self.path, place)
         return encode(
             self.topic.encode("ascii"),
-            head(self.endpoint.encode("ascii"), UUID(self.epoch).bytes, self.first, self.size),
+            head(self.endpoint.encode("ascii"), _epoch_bytes(self.epoch), self.first, self.size),
             place,
             self.signature,
             self.certificate,
@@ -98,6 +99,16 @@ class Parcel:
             path,
             [self.envelopes[index]],
         )
+
+
+@lru_cache(maxsize=4096)
+def _epoch_text(epoch: bytes) -> str:
+    return str(UUID(bytes=epoch))
+
+
+@lru_cache(maxsize=4096)
+def _epoch_bytes(epoch: str) -> bytes:
+    return UUID(epoch).bytes
 
 
 def leaf_prefix(topic: bytes, chain: bytes) -> bytes:
@@ -251,7 +262,7 @@ def _decode(frame: bytes, topic: str, at: int) -> Parcel:
     return Parcel(
         topic,
         endpoint,
-        str(UUID(bytes=epoch)),
+        _epoch_text(epoch),
         first,
         size,
         start,
@@ -264,7 +275,7 @@ def _decode(frame: bytes, topic: str, at: int) -> Parcel:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Group:
     """Messages of one topic in one batch, before they are sealed."""
 
