@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 from buses import BODHI, KOJI, PATIENCE, atake, first, join, numbers, quick, take, take_until
+from forger import identity
 
 from fedbus import Bus
+from fedbus.clock import SystemClock
 from fedbus.config.init import create, free_ports
 from fedbus.config.settings import Settings
 from fedbus.errors import (
@@ -32,6 +34,7 @@ from fedbus.transport.publisher import Publisher, Receipt
 from fedbus.transport.reader import Loss
 from fedbus.transport.subscriber import Subscriber
 from tests.support import wait_until
+from tests.unit.transport.streams import ModelPublisher
 
 OpenBus = Callable[..., Bus]
 TOPIC = "package.build.complete"
@@ -666,3 +669,24 @@ def test_two_buses_of_one_process_do_not_know_each_other(tmp_path: Path, bus: Bu
         with bus.subscribe(since="beginning") as subscriber:
             assert numbers(take(subscriber, 1)) == [1]
             take_until(subscriber, lambda: accounted(subscriber, ours))
+
+
+@pytest.mark.fault("F2")
+@pytest.mark.parametrize("filters", [(), ("koji.tag",)], ids=["everything", "a topic"])
+def test_what_was_journaled_and_never_sent_is_served_after_the_restart(bus: Bus, filters: tuple[str, ...]) -> None:
+    """As after a kill between sync and send: the batch is whole in the journal, and nobody has heard of it."""
+    with bus.subscribe(*filters, since="beginning") as subscriber:
+        with bus.publisher(KOJI) as koji:
+            say(koji, 1, 4, "build.start", "tag.add")
+            epoch = koji.epoch
+            got = take(subscriber, 2 if filters else 4)
+        journal = bus.settings.journal_for(KOJI).directory
+        killed = ModelPublisher(journal, SystemClock(), identity(bus.settings, KOJI))
+        killed.restart()
+        killed.publish(["org.example.dev.koji.build.start", "org.example.dev.koji.tag.add"])
+        killed.journal.close()
+        with bus.publisher(KOJI) as koji:
+            assert koji.epoch == epoch
+            assert koji.publish("tag.add", {"n": 7}).sequence == 7
+            got += take(subscriber, 2 if filters else 3)
+    assert [one.sequence for one in got] == ([1, 3, 6, 7] if filters else [1, 2, 3, 4, 5, 6, 7])
