@@ -13,7 +13,8 @@ from typing import Any
 import click
 
 from fedbus.config.files import KeyPath, dotted
-from fedbus.config.settings import Settings
+from fedbus.config.settings import Settings, schema
+from fedbus.config.units import format_duration, format_size
 from fedbus.errors import ConfigError
 
 _EXAMPLES = """\b
@@ -38,7 +39,8 @@ _DEFAULT = "default"
 def config(ctx: click.Context, key: str | None, as_json: bool, origins: bool, everything: bool) -> None:
     """Show the merged configuration, or the part of it named KEY.
 
-    Passwords, tokens and other secrets are shown as stars. Exit code 3 when the configuration cannot be used.
+    Passwords, tokens and other secrets are shown as stars; durations and sizes with their units, in JSON as numbers of
+    seconds and bytes unless they were written with a unit. Exit code 3 when the configuration cannot be used.
     """
     settings = Settings.load((ctx.obj or {}).get("config"))
     rows = list(_rows(settings, everything=everything or key is not None))
@@ -47,9 +49,9 @@ def config(ctx: click.Context, key: str | None, as_json: bool, origins: bool, ev
     if as_json:
         click.echo(json.dumps(_tree(rows, origins=origins), indent=2, default=str))
     elif key is not None and len(rows) == 1 and dotted(rows[0][0]) == key and not origins:
-        click.echo(_text(rows[0][1], bare=True))
+        click.echo(_text(_in_units(*rows[0][:2]), bare=True))
     else:
-        lines = [(f"{dotted(path)}: {_text(value)}", origin) for path, value, origin in rows]
+        lines = [(f"{dotted(path)}: {_text(_in_units(path, value))}", origin) for path, value, origin in rows]
         width = min(60, max((len(line) for line, _ in lines), default=0))
         for line, origin in lines:
             click.echo(f"{line:<{width}}  # {_short(origin, settings.directory)}")
@@ -130,6 +132,35 @@ def _lists(value: Any) -> Any:
     if value and all(isinstance(key, int) for key in value):
         return [_lists(inner) for inner in value.values()]
     return {key: _lists(inner) for key, inner in value.items()}
+
+
+def _in_units(path: KeyPath, value: Any) -> Any:
+    """Return a number that is a duration or a size with its unit, anything else as it is."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        kind = _kind(path)
+        if kind == "duration":
+            return format_duration(value)
+        if kind == "size" and isinstance(value, int):
+            return format_size(value)
+    return value
+
+
+def _kind(path: KeyPath) -> str:
+    """Return the name under which the schema defines what stands at *path*, or nothing."""
+    root = schema()
+    part: Any = root
+    kind = ""
+    for key in path:
+        part = (
+            part.get("items", {})
+            if isinstance(key, int)
+            else part.get("properties", {}).get(key, part.get("additionalProperties") or {})
+        )
+        kind = ""
+        if reference := part.get("$ref"):
+            kind = reference.removeprefix("#/$defs/")
+            part = root["$defs"][kind]
+    return kind
 
 
 def _text(value: Any, *, bare: bool = False) -> str:

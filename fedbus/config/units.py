@@ -45,6 +45,23 @@ def parse_duration(value: object) -> float:
     return seconds
 
 
+def format_duration(seconds: float) -> str:
+    """Return *seconds* as people write them, such as ``7d`` or ``50ms``; without a unit where none is exact."""
+    for unit in ("d", "h", "m", "s", "ms"):
+        count = round(seconds / _SECONDS[unit])
+        if count and count * _SECONDS[unit] == seconds:
+            return f"{count}{unit}"
+    return repr(seconds) if seconds else "0"
+
+
+def format_size(size: int) -> str:
+    """Return *size*, in bytes, as people write it, such as ``64MiB``; :func:`parse_size` gives it back."""
+    for unit in ("TiB", "GiB", "MiB", "KiB"):
+        if size and size % _BYTES[unit] == 0:
+            return f"{size // _BYTES[unit]}{unit}"
+    return f"{size}B" if size else "0"
+
+
 def parse_size(value: object) -> int:
     """Return *value*, a number of bytes or text with a unit (kB = 1000, KiB = 1024), as bytes from 0 up.
 

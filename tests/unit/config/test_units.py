@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedbus.config.units import parse_duration, parse_size
+from fedbus.config.units import format_duration, format_size, parse_duration, parse_size
 
 
 @pytest.mark.parametrize(
@@ -32,6 +32,26 @@ def test_durations_are_seconds_or_text_with_a_unit(text, seconds):
 )
 def test_sizes_are_bytes_or_text_with_a_unit(text, size):
     assert parse_size(text) == size
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.0, "0"), (0.05, "50ms"), (1.5, "1500ms"), (90.0, "90s"), (300.0, "5m"), (604800.0, "7d"), (0.0123, "0.0123")],
+)
+def test_a_duration_is_shown_in_the_largest_unit_that_is_exact(seconds, text):
+    assert format_duration(seconds) == text
+    assert parse_duration(text) == seconds
+
+
+@given(st.integers(0, 10**9).map(lambda number: number / 1000))
+def test_a_duration_that_is_shown_reads_as_the_same(seconds):
+    assert parse_duration(format_duration(seconds)) == seconds
+
+
+@given(st.integers(0, 2**20), st.sampled_from([1, 2**10, 2**20, 2**30, 2**40]))
+def test_a_size_that_is_shown_reads_as_the_same(count, unit):
+    assert parse_size(format_size(count * unit)) == count * unit
+    assert format_size(64 * 2**20) == "64MiB"
 
 
 @pytest.mark.parametrize(
