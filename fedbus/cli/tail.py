@@ -16,6 +16,7 @@ from fedbus.cli.common import (
     COLOUR_HELP,
     complete_endpoint,
     complete_filter,
+    counted,
     examples,
     notice,
     verbosity,
@@ -251,7 +252,7 @@ class _Loop:
                 if self._show(messages):
                     return
             if self._timeout is not None and now - began >= self._timeout:
-                wanted = f"{self.shown} of {self._count} messages" if self._count else f"{self.shown} messages"
+                wanted = f"{self.shown} of {self._count} messages" if self._count else counted(self.shown, "message")
                 raise DeadlineExceeded(f"the {self._timeout:g} s of --timeout are over; {wanted} were shown")
             if messages or self._stop.signal:
                 continue
@@ -332,4 +333,4 @@ def _tell_counts(subscriber: Subscriber, shown: int) -> None:
     readers = subscriber.readers()
     lost = sum(reader.stats.lost for reader in readers)
     gaps = sum(reader.stats.gaps for reader in readers)
-    notice(f"{shown} messages shown; gaps read again {gaps}, losses {lost}, refused: {refused or 'none'}")
+    notice(f"{counted(shown, 'message')} shown; gaps read again {gaps}, losses {lost}, refused: {refused or 'none'}")

@@ -317,7 +317,7 @@ class Hub:
         if self.intake is not None and self._consumers:
             self.intake.update(endpoints.values())
         log.info(
-            "the configuration was read again: %d endpoints added, %d removed, %d moved",
+            "the configuration was read again; endpoints added: %d, removed: %d, moved: %d",
             len(added),
             len(gone),
             len(moved),
