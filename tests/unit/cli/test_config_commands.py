@@ -76,7 +76,8 @@ def test_config_can_show_defaults_too(bus):
 
 def test_config_shows_durations_and_sizes_with_their_units_and_json_as_numbers(bus):
     path = bus / "40-more.yaml"
-    path.write_text("endpoints: {koji.build01: {journal: {retain_age: 7200, segment_bytes: 1048576}}}\n")
+    own = "journal: {retain_age: 7200, segment_bytes: 1048576}"
+    path.write_text(f"endpoints: {{git.host01: {{publish: 'ipc://run/p', replay: 'ipc://run/r', {own}}}}}\n")
     path.chmod(0o600)
     lines = {line.partition(": ")[0]: line.split()[1] for line in run(config, "--all", folder=bus).output.splitlines()}
     assert lines["journal.retain_age"] == "7d"
@@ -84,8 +85,8 @@ def test_config_shows_durations_and_sizes_with_their_units_and_json_as_numbers(b
     assert lines["publisher.queue_bytes"] == "64MiB"
     assert lines["publisher.queue_messages"] == "10000"
     assert lines["publisher.signatures_per_second"] == "2000.0"
-    assert lines["endpoints.koji.build01.journal.retain_age"] == "2h"
-    assert lines["endpoints.koji.build01.journal.segment_bytes"] == "1MiB"
+    assert lines["endpoints.git.host01.journal.retain_age"] == "2h"
+    assert lines["endpoints.git.host01.journal.segment_bytes"] == "1MiB"
     assert run(config, "journal.retain_age", folder=bus).output == "7d\n"
     report = shown(run(config, "journal", "--json", folder=bus))
     assert (report["journal"]["retain_age"], report["journal"]["segment_bytes"]) == (604800.0, 67108864)
