@@ -502,38 +502,44 @@ def test_a_full_queue_and_a_late_receipt_are_told(open_bus: OpenBus) -> None:
 
 
 BAD_BODIES = [
-    pytest.param("B7", {"a": json_of_depth(100)}, Reason.NESTING),
-    pytest.param("B7", {"a": json_of_depth(100_000)}, Reason.NESTING, id="a hundred thousand levels"),
-    pytest.param("B9", {"a": float("nan")}, Reason.NUMBER),
-    pytest.param("B9", {"a": [{"b": float("-inf")}]}, Reason.NUMBER),
-    pytest.param("B10", {"a": 2**63}, Reason.NUMBER),
-    pytest.param("B10", {"a": -(2**63) - 1}, Reason.NUMBER),
-    pytest.param("B10", {"a": 10**5000}, Reason.NUMBER, id="5000 digits"),
-    pytest.param("B11", {"a": "\ud800"}, Reason.TEXT),
-    pytest.param("B11", {"a\udfff": 1}, Reason.TEXT),
-    pytest.param("B11", {"a": "x\0y"}, Reason.TEXT),
-    pytest.param("B12", [1], Reason.JSON),
-    pytest.param("B12", "text", Reason.JSON),
-    pytest.param("B12", None, Reason.JSON),
-    pytest.param("B13", {"a": object()}, Reason.JSON),
-    pytest.param("B13", {1: 2}, Reason.JSON),
-    pytest.param("B13", {"a": b"bytes"}, Reason.JSON),
-    pytest.param("B13", {"a": datetime(2026, 1, 1, tzinfo=UTC)}, Reason.JSON),
-    pytest.param("B14", {str(number): 0 for number in range(100_000)}, Reason.COUNT, id="too many members"),
-    pytest.param("B14", {"k" * 5000: 0}, Reason.COUNT, id="a long name"),
-    pytest.param("B2", {"a": "x" * 2**20}, Reason.OVERSIZE, id="too long"),
+    pytest.param({"a": json_of_depth(100)}, Reason.NESTING, marks=pytest.mark.badinput("B7")),
+    pytest.param(
+        {"a": json_of_depth(100_000)}, Reason.NESTING, id="a hundred thousand levels", marks=pytest.mark.badinput("B7")
+    ),
+    pytest.param({"a": float("nan")}, Reason.NUMBER, marks=pytest.mark.badinput("B9")),
+    pytest.param({"a": [{"b": float("-inf")}]}, Reason.NUMBER, marks=pytest.mark.badinput("B9")),
+    pytest.param({"a": 2**63}, Reason.NUMBER, marks=pytest.mark.badinput("B10")),
+    pytest.param({"a": -(2**63) - 1}, Reason.NUMBER, marks=pytest.mark.badinput("B10")),
+    pytest.param({"a": 10**5000}, Reason.NUMBER, id="5000 digits", marks=pytest.mark.badinput("B10")),
+    pytest.param({"a": "\ud800"}, Reason.TEXT, marks=pytest.mark.badinput("B11")),
+    pytest.param({"a\udfff": 1}, Reason.TEXT, marks=pytest.mark.badinput("B11")),
+    pytest.param({"a": "x\0y"}, Reason.TEXT, marks=pytest.mark.badinput("B11")),
+    pytest.param([1], Reason.JSON, marks=pytest.mark.badinput("B12")),
+    pytest.param("text", Reason.JSON, marks=pytest.mark.badinput("B12")),
+    pytest.param(None, Reason.JSON, marks=pytest.mark.badinput("B12")),
+    pytest.param({"a": object()}, Reason.JSON, marks=pytest.mark.badinput("B13")),
+    pytest.param({1: 2}, Reason.JSON, marks=pytest.mark.badinput("B13")),
+    pytest.param({"a": b"bytes"}, Reason.JSON, marks=pytest.mark.badinput("B13")),
+    pytest.param({"a": datetime(2026, 1, 1, tzinfo=UTC)}, Reason.JSON, marks=pytest.mark.badinput("B13")),
+    pytest.param(
+        {str(number): 0 for number in range(100_000)},
+        Reason.COUNT,
+        id="too many members",
+        marks=pytest.mark.badinput("B14"),
+    ),
+    pytest.param({"k" * 5000: 0}, Reason.COUNT, id="a long name", marks=pytest.mark.badinput("B14")),
+    pytest.param({"a": "x" * 2**20}, Reason.OVERSIZE, id="too long", marks=pytest.mark.badinput("B2")),
 ]
 
 
-@pytest.mark.badinput("B2, B7, B9, B10, B11, B12, B13, B14")
-@pytest.mark.parametrize(("row", "body", "reason"), BAD_BODIES)
+@pytest.mark.parametrize(("body", "reason"), BAD_BODIES)
 def test_a_body_that_json_cannot_carry_is_refused_and_the_next_is_published(
-    bus: Bus, row: str, body: object, reason: Reason
+    bus: Bus, body: object, reason: Reason
 ) -> None:
     with bus.publisher(KOJI) as koji:
         with pytest.raises(MessageError) as caught:
             koji.publish(TOPIC, body)  # type: ignore[arg-type]
-        assert caught.value.reason is reason, row
+        assert caught.value.reason is reason
         assert koji.publish(TOPIC, {"n": 1}).sequence == 1
 
 
