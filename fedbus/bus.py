@@ -268,6 +268,8 @@ class Bus:
 
     def _local_journal(self, endpoint: str) -> StreamHome | None:
         """Open the journal of an endpoint that is down, where its files are on this host and may be read."""
+        if endpoint not in self.settings.endpoints:
+            return None  # added to a running subscriber after these settings were read
         directory = self.settings.journal_for(endpoint).directory
         if not (directory / "journal.json").exists():
             return None

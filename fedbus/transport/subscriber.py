@@ -282,10 +282,8 @@ class Subscriber:
     def stop(self) -> None:
         """End the iteration, from any thread or a signal handler; what was received stays to be read again later."""
         self._stopped = True
-        try:
+        if not self._closed:  # the number of a closed descriptor may be somebody else's by now
             os.eventfd_write(self._wake, 1)
-        except OSError:
-            pass
 
     def close(self) -> None:
         """Commit the cursor and close the sockets; calling it again does nothing."""
