@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -46,8 +46,29 @@ class Topic:
         fields = name.split(".")
         levels = tuple(".".join(fields[: place + 1]) for place in range(len(fields)))
         writer = EnvelopeWriter(endpoint, name, epoch)
-        overhead = len(write(b"0" * 36, writer.middle("0" * 27), 0, b"", b""))
+        overhead = len(write(b"0" * 24, 0, writer.middle("0" * 27), 0, b"", b""))
         return cls(name, endpoint, epoch, name.encode("ascii"), writer, levels, overhead)
+
+
+class _Stamp(NamedTuple):
+    """What the ids and times of one batch's messages are made of.
+
+    Each id is a UUIDv7 (RFC 9562) whose last 48 bits count on from a random number, so ids grow within a batch.
+    """
+
+    prefix: str  # the first 24 characters
+    number: int  # the last 12 of the batch's first message
+    first: int
+    time: str
+
+    @classmethod
+    def make(cls, first: int, wall: float) -> _Stamp:
+        identifier = str(uuid7())
+        # the upper half stays free, so counting cannot run over
+        return cls(identifier[:24], int(identifier[24:], 16) >> 1, first, rfc3339(wall))
+
+    def identifier(self, sequence: int) -> str:
+        return f"{self.prefix}{self.number + sequence - self.first:012x}"
 
 
 class Pending(msgspec.Struct, gc=False, eq=False):
@@ -59,8 +80,7 @@ class Pending(msgspec.Struct, gc=False, eq=False):
     data: bytes
     extra: bytes
     sequence: int = 0
-    id: str = ""
-    stamp: str = ""
+    stamp: _Stamp | None = None
     done: bool = False
     error: FedbusError | None = None
     told: bool = False  # whether somebody was told of the error
@@ -83,8 +103,10 @@ class Pending(msgspec.Struct, gc=False, eq=False):
         if self.error is not None:
             self.told = True
             raise self.error
-        topic = self.topic
-        return Receipt(topic.name, topic.endpoint, topic.epoch, self.sequence, self.id, self.stamp)
+        topic, stamp = self.topic, self.stamp
+        assert stamp is not None
+        identifier = stamp.identifier(self.sequence)
+        return Receipt(topic.name, topic.endpoint, topic.epoch, self.sequence, identifier, stamp.time)
 
     def finish(self, error: FedbusError | None = None) -> None:
         """Say that the message is journaled, or why it is not; called once, by the publisher's thread."""
@@ -136,23 +158,22 @@ class Sealer:
 
     def seal(self, messages: list[Pending], wall: float) -> SealedBatch:
         """Seal *messages* as one batch of the wall time *wall*."""
-        stamp = rfc3339(wall)
         first = self.head + 1
         sequence = self.head
+        stamp = _Stamp.make(first, wall)
+        prefix, number = stamp.prefix.encode("ascii"), stamp.number - first
         by_topic: dict[Topic, tuple[bytes, list[bytes]]] = {}
         last_of: dict[Topic, int] = {}
         for pending in messages:
             topic = pending.topic
             sequence += 1
-            identifier = str(uuid7())
-            pending.id = identifier
             pending.sequence = sequence
             pending.stamp = stamp
             try:
                 middle, envelopes = by_topic[topic]
             except KeyError:
-                middle, envelopes = by_topic[topic] = (topic.writer.middle(stamp), [])
-            envelopes.append(write(identifier.encode(), middle, sequence, pending.extra, pending.data))
+                middle, envelopes = by_topic[topic] = (topic.writer.middle(stamp.time), [])
+            envelopes.append(write(prefix, number + sequence, middle, sequence, pending.extra, pending.data))
             last_of[topic] = sequence
         groups, before = self._link(by_topic, last_of)
         parcels = parcel.seal(

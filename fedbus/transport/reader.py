@@ -9,6 +9,7 @@ ask the replay socket for what comes after the last sequence accounted for.
 
 from __future__ import annotations
 
+import heapq
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -111,7 +112,7 @@ class Sealed:
 class StreamReader:
     """Puts one stream in order. Feed it what comes in; take what is ready from ``ready``.
 
-    ``ready`` receives verified parcels (or, where those of a batch must be merged, lists of messages) and single
+    ``ready`` receives verified parcels (those of several topics in one batch together, to be merged) and single
     :class:`Loss` reports, in the order of the stream, each with the sequence that is accounted for with it. Use
     :meth:`open` to get the messages; whoever has worked on an entry calls :meth:`finished`.
     """
@@ -572,13 +573,15 @@ class StreamReader:
             choice = self._choices[topic] = self._chosen(topic)
         return choice
 
-    def open(self, entry: Sealed | list[Message]) -> Iterator[Message]:
+    def open(self, entry: Sealed | tuple[Sealed, ...] | list[Message]) -> Iterator[Message]:
         """Yield the messages of an entry of ``ready``; one that is signed but not well formed is counted and left out.
 
         Its place in the stream counts as seen: the signer has said it, and nobody can mend it.
         """
         if isinstance(entry, list):
             return iter(entry)
+        if isinstance(entry, tuple):
+            return heapq.merge(*[self._open(sealed) for sealed in entry], key=_sequence)
         return self._open(entry)
 
     def _open(self, sealed: Sealed) -> Iterator[Message]:
@@ -603,9 +606,7 @@ class StreamReader:
             return
         ready = self._ready
         if len(parts) > 1 and any(sealed.parcel.topic != parts[0].parcel.topic for sealed in parts):
-            messages = [message for sealed in parts for message in self._open(sealed)]
-            messages.sort(key=_sequence)
-            ready.append((self, messages, last))
+            ready.append((self, tuple(parts), last))
             self._unfinished += 1
             return
         self._unfinished += len(parts)
@@ -667,7 +668,7 @@ class StreamReader:
             del self._batches[next(iter(self._batches))]
 
 
-Ready = tuple[StreamReader, Sealed | list[Message] | Loss, int]
+Ready = tuple[StreamReader, Sealed | tuple[Sealed, ...] | list[Message] | Loss, int]
 """An entry of ``ready``: the reader, what to hand on, and the sequence that is accounted for with it."""
 
 

@@ -12,6 +12,7 @@ import select
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from types import TracebackType
 from typing import Any
 
@@ -39,6 +40,7 @@ log = logging.getLogger(__name__)
 _NOBLOCK = int(zmq.NOBLOCK)
 _RCVMORE = int(zmq.RCVMORE)
 _DRAIN = 128  # frames taken from a socket before something else gets its turn
+_MESSAGES = 256  # returned by one receive(), at most
 _READY = 64  # entries waiting for the user, beyond which nothing more is taken in
 _ANSWER_SECONDS = 5.0  # a fetch whose answer pauses for so long is asked again
 _CONNECT_SECONDS = 1.0  # a first answer that has not come by then: the endpoint is down
@@ -135,6 +137,7 @@ class Subscriber:
         self._ready: deque[Ready] = deque()
         self._current: tuple[StreamReader, int] | None = None
         self._rest: Iterator[Message] | None = None  # what an iteration has still to yield of the current entry
+        self._given = 0  # the last sequence of it that receive() has returned
         self._links: dict[str, _Link] = {}
         self._parked: dict[str, StreamReader] = {}  # of endpoints that are not configured any more
         self._hungry: dict[str, _Link] = {}
@@ -176,23 +179,30 @@ class Subscriber:
         Raises:
             LossError: With ``strict``, messages are known to be lost.
         """
-        if self._rest is not None:
-            rest, self._rest = list(self._rest), None
-            if rest:
-                return rest
         deadline = None if timeout is None else self._clock.monotonic() + timeout
-        while self._await_ready(deadline):
-            reader, entry, through = self._ready.popleft()
-            if isinstance(entry, Loss):
-                reader.finished(through)
-                self._report(entry)
-                continue
-            messages = list(reader.open(entry))
+        while True:
+            if self._rest is None:
+                if not self._await_ready(deadline):
+                    return []
+                reader, entry, through = self._ready.popleft()
+                if isinstance(entry, Loss):
+                    reader.finished(through)
+                    self._report(entry)
+                    continue
+                self._current = (reader, through)
+                self._rest = reader.open(entry)
+            elif self._given:
+                assert self._current is not None
+                reader = self._current[0]
+                if not reader.left_behind:
+                    reader.handed = max(reader.handed, self._given)
+            # some at a time: thousands of decoded messages at once would keep the garbage collector busy
+            messages = list(islice(self._rest, _MESSAGES))
             if messages:
-                self._current = (reader, max(through, messages[-1].sequence))
+                self._given = messages[-1].sequence
                 return messages
-            reader.finished(through)
-        return []
+            self._rest = None
+            self._given = 0
 
     def _await_ready(self, deadline: float | None) -> bool:
         """Drive the sockets until something is ready; return False at the monotonic time *deadline*, or when stopped.
@@ -237,6 +247,7 @@ class Subscriber:
                     yield message
                     reader.handed = message.sequence
             self._rest = None
+            self._given = 0
 
     def done(self, message: Message) -> None:
         """Say that *message*, and all before it in its stream, was worked on, without asking for the next one."""

@@ -51,9 +51,12 @@ class EnvelopeWriter:
         return f"{self._after_id}{stamp}{self._after_time}".encode("ascii")
 
 
-def write(identifier: bytes, middle: bytes, sequence: int, extra: bytes, data: bytes) -> bytes:
-    """Return one envelope; *extra* is empty or ``,"name":value`` for each optional attribute, *data* is JSON."""
-    return b'{"specversion":"1.0","id":"%b%b%020d"%b,"data":%b}' % (identifier, middle, sequence, extra, data)
+def write(prefix: bytes, number: int, middle: bytes, sequence: int, extra: bytes, data: bytes) -> bytes:
+    """Return one envelope, whose id is *prefix* and twelve hexadecimal digits of *number*.
+
+    *extra* is empty or ``,"name":value`` for each optional attribute, *data* is JSON.
+    """
+    return b'{"specversion":"1.0","id":"%b%012x%b%020d"%b,"data":%b}' % (prefix, number, middle, sequence, extra, data)
 
 
 def optional_attributes(*, dataschema: str | None, traceparent: str | None) -> bytes:

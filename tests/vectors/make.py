@@ -151,9 +151,8 @@ BODHI = Identity(
 
 
 def event(who: Identity, topic: str, sequence: int, data: bytes = b"{}", extra: bytes = b"") -> bytes:
-    identifier = f"019bbf72-3c00-7000-8000-{sequence:012x}"
     middle = envelope.EnvelopeWriter(who.name, topic, EPOCH).middle(NOW_TEXT)
-    return envelope.write(identifier.encode(), middle, sequence, extra, data)
+    return envelope.write(b"019bbf72-3c00-7000-8000-", sequence, middle, sequence, extra, data)
 
 
 def seal(who: Identity, groups: list[parcel.Group], first: int, *, most: int = 256, **changes: Any) -> list[bytes]:

@@ -67,7 +67,7 @@ class ModelPublisher:
     def envelope(self, topic: str, sequence: int, data: bytes | None = None) -> bytes:
         middle = EnvelopeWriter(self.who.name, topic, self.epoch).middle(make.NOW_TEXT)
         body = b'{"n":%d}' % sequence if data is None else data
-        return write(f"019bbf72-3c00-7000-8000-{sequence:012x}".encode(), middle, sequence, b"", body)
+        return write(b"019bbf72-3c00-7000-8000-", sequence, middle, sequence, b"", body)
 
     def seal(
         self,

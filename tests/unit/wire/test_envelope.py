@@ -25,7 +25,7 @@ def read(data: bytes) -> dict[str, Any]:
 
 
 def attributes() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(envelope.write(b"an id", WRITER.middle(STAMP), 7, b"", b'{"a":1}'))
+    found: dict[str, Any] = json.loads(envelope.write(b"an id ", 10, WRITER.middle(STAMP), 7, b"", b'{"a":1}'))
     return found
 
 
@@ -43,7 +43,7 @@ def refused(changed: dict[str, Any]) -> WireError:
 def test_an_envelope_reads_as_it_was_written(body: dict[str, int], sequence: int, schema: str | None) -> None:
     body = {name.replace("\0", ""): value for name, value in body.items()}
     extra = envelope.optional_attributes(dataschema=schema, traceparent=None)
-    data = envelope.write(b"an id", WRITER.middle(STAMP), sequence, extra, strict.encode(body, LIMITS))
+    data = envelope.write(b"an id ", 10, WRITER.middle(STAMP), sequence, extra, strict.encode(body, LIMITS))
     found = read(data)
     assert found["data"] == body
     assert int(found["sequence"]) == sequence
