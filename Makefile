@@ -16,7 +16,7 @@ install: $(STAMP)  ## make .venv with fedbus (editable) and everything that its 
 $(STAMP): setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=23' 'setuptools>=68'
-	$(BIN)/python -m pip install --quiet --editable '.[tables,test,lint]'
+	$(BIN)/python -m pip install --quiet --editable '.[test,lint]'
 	@touch $@
 
 demo: install  ## a whole bus on this machine, live; Ctrl-C ends it
