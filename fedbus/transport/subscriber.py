@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import select
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -149,6 +150,7 @@ class Subscriber:
         self._commit_at = clock.monotonic() + options.commit_interval
         self._stopped = False
         self._closed = False
+        self._closing = threading.RLock()  # reentrant: a signal handler may stop what is being closed
         if store is not None and cursor is not None:
             self._committed = store.load(cursor)
             positions = {**(positions or {}), **self._committed}
@@ -293,14 +295,16 @@ class Subscriber:
     def stop(self) -> None:
         """End the iteration, from any thread or a signal handler; what was received stays to be read again later."""
         self._stopped = True
-        if not self._closed:  # the number of a closed descriptor may be somebody else's by now
-            os.eventfd_write(self._wake, 1)
+        with self._closing:
+            if not self._closed:  # the number of a closed descriptor may be somebody else's by now
+                os.eventfd_write(self._wake, 1)
 
     def close(self) -> None:
         """Commit the cursor and close the sockets; calling it again does nothing."""
         if self._closed or self._pid != os.getpid():
             return
-        self._closed = True
+        with self._closing:
+            self._closed = True
         try:
             self.commit()
         finally:
@@ -310,7 +314,8 @@ class Subscriber:
                 socket.close(0)
             self._fetching.clear()
             self._socket.close(0)
-            os.close(self._wake)
+            with self._closing:
+                os.close(self._wake)
 
     def update(self, endpoints: Iterable[Endpoint]) -> None:
         """Take up a changed list of endpoints; those that stay the same are not touched."""
@@ -427,8 +432,8 @@ class Subscriber:
                 take(frame, now)
             except Refused as error:
                 self._refused(frame, error, now)
-            if len(self._ready) >= _READY:
-                return True
+            if self._ready:
+                return True  # hand it on before looking for more
         return True
 
     def _take_live(self, frame: bytes, now: float) -> None:
