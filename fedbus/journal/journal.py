@@ -1,16 +1,12 @@
-"""Segments in a row: the durable, numbered home of one endpoint's stream."""
+"""Segments in a row: the durable, numbered home of one endpoint's stream, as the one process sees it that writes it."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import json
 import logging
 import os
 import threading
-import uuid
-from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -19,23 +15,22 @@ from typing import Self
 import uuid_utils
 
 from fedbus.clock import Clock
-from fedbus.errors import Fenced, JournalError, JournalLocked, JournalWriteError
+from fedbus.errors import Fenced, JournalError, JournalWriteError
+from fedbus.journal import opening
 from fedbus.journal.index import Index
+from fedbus.journal.opening import heads_before
+from fedbus.journal.reader import JournalReader
+from fedbus.journal.reading import Reading, Segment
 from fedbus.journal.retention import SegmentInfo, removable
 from fedbus.journal.segment import (
-    HEADER,
-    NO_CEILING,
-    RECORD,
-    FileCache,
     OpenFile,
     Record,
     SegmentHeader,
-    claimed_batch,
     decode_fixed,
-    decode_header,
     frame_batch,
+    header_end,
     list_segments,
-    read_whole,
+    read_start,
     segment_name,
     split_records,
     survey,
@@ -49,12 +44,8 @@ __all__ = ["Journal", "JournalOptions", "JournalReader", "Record", "Slice", "Syn
 log = logging.getLogger(__name__)
 
 _IOV_MAX = os.sysconf("SC_IOV_MAX")
-_BOOKMARKS = 256  # readers whose next place is remembered exactly
-_SCAN_BYTES = 4 * 2**20  # what one filtered read looks at, at most, before it answers "nothing up to here"
 # sequences passed over when the newest segment has vanished and nobody knows how far it went
 _VANISHED = 2**32
-
-
 _ROLL_AGE = 1 / 8  # of retain_age: so much longer than that may a message of a quiet stream be kept
 
 
@@ -79,346 +70,7 @@ class JournalOptions:
     topics: int = 10_000  # distinct topics at most
 
 
-class _Segment:
-    """A segment file and, once it was needed, its index."""
-
-    __slots__ = ("base", "index", "newest", "path")
-
-    def __init__(self, path: Path, base: int, index: Index | None = None) -> None:
-        self.path = path
-        self.newest = (0, b"")  # where the last batch begins that a follower has seen, and the header it had
-        self.base = base
-        self.index = index
-
-    @classmethod
-    def at(cls, path: Path) -> _Segment:
-        return cls(path, int(path.name[:20]))
-
-    def sidecar(self, suffix: str) -> Path:
-        return self.path.with_suffix(suffix)
-
-
-class _Gather:
-    """An answer in the making."""
-
-    __slots__ = ("after", "left", "lost", "pieces", "scanned", "through")
-
-    def __init__(self, after: int, budget: int) -> None:
-        self.after = after
-        self.through = after
-        self.left = budget
-        self.scanned = 0
-        self.pieces: list[bytes] = []
-        self.lost: list[tuple[int, int]] = []
-
-    def pass_to(self, sequence: int) -> None:
-        """Cover up to *sequence*; what was not covered before is lost."""
-        if sequence > self.through:
-            if self.lost and self.lost[-1][1] == self.through:
-                self.lost[-1] = (self.lost[-1][0], sequence)
-            else:
-                self.lost.append((self.through + 1, sequence))
-            self.through = sequence
-
-
-class _Reading:
-    """What the writing and the read-only view of a journal share: the way from a sequence to bytes.
-
-    Any thread may read at any time. A closed segment's blocks are checked once, when first read; what this process
-    wrote itself is not checked again (see :meth:`recheck`).
-    """
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.epoch = ""
-        self.endpoint = ""
-        self.heads: dict[str, int] = {}
-        self.head = 0
-        self._segments: tuple[_Segment, ...] = ()
-        self._files = FileCache()
-        self._bookmarks: dict[int, tuple[_Segment, int, int]] = {}
-        self._may_mark = False  # only the writer leaves notes about damage in the folder
-
-    @property
-    def start(self) -> int:
-        """The first sequence still kept; one more than ``head`` while nothing is."""
-        segments = self._segments
-        return segments[0].base if segments else self.head + 1
-
-    def read(self, after: int, budget: int, wanted: Callable[[str], bool] | None = None) -> Slice:
-        """The records that follow the sequence *after*, about *budget* bytes of them, whole batches and at least one.
-
-        The first batch is the one that holds ``after + 1``. With *wanted*, records of topics it turns down are left
-        out; a read that finds nothing within some MiB answers empty, with ``through`` moved on and ``end`` not set.
-
-        Raises:
-            JournalError: The files cannot be opened.
-        """
-        head = self.head
-        after = max(after, 0)
-        if after >= head:
-            return Slice(b"", after, True)
-        segments = self._segments
-        gather = _Gather(after, budget)
-        choices: dict[bytes, bool] = {}
-        number = max(bisect_right(segments, after + 1, key=lambda segment: segment.base) - 1, 0)
-        while number < len(segments):
-            segment = segments[number]
-            number += 1
-            final = number == len(segments)
-            ceiling = NO_CEILING if final else segments[number].base - 1
-            gather.pass_to(segment.base - 1)
-            try:
-                index = self._index(segment, ceiling)
-                end, last = index.tip
-                enters = gather.through < segment.base and index.whole
-                if wanted is not None and enters and not any(wanted(topic) for topic in tuple(index.topics)):
-                    gather.through = max(gather.through, last)  # nothing for this reader in the whole file
-                else:
-                    self._read_segment(segment, index, end, last, gather, wanted, choices)
-            except FileNotFoundError:
-                last = gather.through  # retention was quicker: the whole segment is gone
-                if final:
-                    gather.pass_to(head)  # a read-only view that was not refreshed for long
-            if gather.through < last:
-                break
-            if not final:
-                gather.pass_to(ceiling)
-            if gather.left <= 0 or gather.scanned >= _SCAN_BYTES:
-                break
-        data = gather.pieces[0] if len(gather.pieces) == 1 else b"".join(gather.pieces)
-        return Slice(data, gather.through, gather.through >= head, tuple(gather.lost))
-
-    def _read_segment(
-        self,
-        segment: _Segment,
-        index: Index,
-        end: int,
-        last: int,
-        gather: _Gather,
-        wanted: Callable[[str], bool] | None,
-        choices: dict[bytes, bool],
-    ) -> None:
-        """Add to *gather* what it still has room for, from a segment that ends at byte *end*, sequence *last*."""
-        if gather.through >= last:
-            return
-        file = self._open(segment.path)
-        blocks = index.block_of(last) + 1
-        mark = self._bookmarks.get(gather.through)
-        if mark is not None and mark[0] is segment:
-            _, block, start = mark
-            exact = True  # *start* is where the batch after ``through`` begins
-        else:
-            block = index.block_of(gather.through + 1)
-            start = index.offsets[block]
-            exact = gather.through == index.firsts[block] - 1
-        while block < blocks:
-            beyond = block + 1
-            if wanted is None and exact and index.checked[block]:
-                # checked blocks have no hole, so a whole run of them goes out as one piece
-                limit = start + gather.left
-                while beyond < blocks and index.checked[beyond] and self._stop(index, beyond, blocks, end) <= limit:
-                    beyond += 1
-                stop = self._stop(index, beyond - 1, blocks, end)
-                if stop <= limit and len(data := file.read(start, stop - start)) == stop - start:
-                    gather.pieces.append(data)
-                    gather.left -= len(data)
-                    gather.through = index.firsts[beyond] - 1 if beyond < blocks else last
-                    block, start = beyond, stop
-                    continue
-                beyond = block + 1
-            stop = self._stop(index, block, blocks, end)
-            through = index.firsts[beyond] - 1 if beyond < blocks else last
-            start = self._read_block(segment, index, file, block, start, stop, through, gather, wanted, choices)
-            if gather.through >= through:
-                block = beyond
-                exact = True
-            if gather.left <= 0 or gather.scanned >= _SCAN_BYTES:
-                break
-        # where the last block ends, more may be appended to it: the reader's next place is still exact
-        self._bookmark(gather.through, segment, min(block, blocks - 1), start)
-
-    @staticmethod
-    def _stop(index: Index, block: int, blocks: int, end: int) -> int:
-        """Where *block* ends, of a segment seen as *blocks* blocks and *end* bytes."""
-        return index.offsets[block + 1] if block + 1 < blocks else end
-
-    def _read_block(
-        self,
-        segment: _Segment,
-        index: Index,
-        file: OpenFile,
-        block: int,
-        start: int,
-        stop: int,
-        through: int,
-        gather: _Gather,
-        wanted: Callable[[str], bool] | None,
-        choices: dict[bytes, bool],
-    ) -> int:
-        """Read one block record by record, from byte *start*; return the offset after the last batch taken."""
-        checked = bool(index.checked[block])
-        whole = start == index.offsets[block]
-        try:
-            data = file.read(start, stop - start)
-        except OSError as error:
-            # a bad sector is damage like any other: told, passed over, and the rest is served
-            log.error("cannot read bytes %d to %d of %s: %s", start, stop, segment.path, error.strerror)
-            data = b""
-        gather.scanned += len(data)
-        after = gather.through
-        base = index.firsts[block] if whole else after + 1
-        expected = base
-        sound = len(data) == stop - start
-        end = 0
-        full = False
-        begin = until = 0  # the run of bytes taken but not yet cut out
-        for batch in survey(data, 0, base, through, verify=not checked):
-            if batch.first != expected or batch.start != end:
-                sound = False
-            if batch.first > expected:
-                gather.pass_to(batch.first - 1)
-            expected, end = batch.first + batch.size, batch.end
-            if batch.last <= after:
-                continue
-            if wanted is None:
-                if batch.start != until:
-                    if until > begin:
-                        gather.pieces.append(data[begin:until])
-                    begin = batch.start
-                until = batch.end
-                gather.left -= until - batch.start
-            else:
-                for topic, _, start_of, end_of in batch.parts:
-                    choice = choices.get(topic)
-                    if choice is None:
-                        choice = choices[topic] = wanted(topic.decode("utf-8", "replace"))
-                    if choice:
-                        if start_of != until:
-                            if until > begin:
-                                gather.pieces.append(data[begin:until])
-                            begin = start_of
-                        until = end_of
-                        gather.left -= end_of - start_of
-            gather.through = batch.last
-            if gather.left <= 0 and batch.last < through:
-                full = True
-                break
-        if until > begin:
-            gather.pieces.append(data[begin:until])
-        if full:
-            return start + end
-        if expected <= through or not sound:
-            self._note_damage(segment, f"block at byte {index.offsets[block]}, sequences {base} to {through}")
-            gather.pass_to(through)
-        elif whole:
-            index.checked[block] = 1
-        return stop
-
-    def _bookmark(self, through: int, segment: _Segment, block: int, offset: int) -> None:
-        if len(self._bookmarks) >= _BOOKMARKS:
-            self._bookmarks.clear()
-        self._bookmarks[through] = (segment, block, offset)
-
-    def position_at(self, time_ms: int) -> int:
-        """The last sequence before the first batch stamped *time_ms* or later: read after it to miss nothing since.
-
-        ``head`` when nothing is as young, one less than ``start`` when all is. The wall clock may have been set back
-        and forth: then batches stamped earlier can follow the place, but none stamped later comes before it.
-        """
-        segments = self._segments
-        for number, segment in enumerate(segments):
-            ceiling = segments[number + 1].base - 1 if number + 1 < len(segments) else NO_CEILING
-            try:
-                index = self._index(segment, ceiling)
-                block = index.block_since(time_ms)
-                if block is None or index.tip[1] < index.base:
-                    continue
-                file = self._open(segment.path)
-            except FileNotFoundError:
-                continue
-            blocks = len(index.times)
-            stop = index.offsets[block + 1] if block + 1 < blocks else index.tip[0]
-            data = file.read(index.offsets[block], stop - index.offsets[block])
-            for batch in survey(data, 0, index.firsts[block], ceiling):
-                if batch.time_ms >= time_ms:
-                    return batch.first - 1
-        return self.head
-
-    def recheck(self) -> None:
-        """Forget which bytes were found sound: a reader was handed some that are not. The next reads check again."""
-        for segment in self._segments:
-            if segment.index is not None:
-                segment.index.distrust()
-
-    def _open(self, path: Path) -> OpenFile:
-        try:
-            return self._files.get(path)
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            raise JournalError(
-                f"cannot open {path}: {error.strerror}; check its mode and the open files limit"
-            ) from error
-
-    def _index(self, segment: _Segment, ceiling: int) -> Index:
-        """The index of *segment*: at hand, from its file, or by a scan."""
-        if segment.index is None:
-            size = self._open(segment.path).size()
-            index = None
-            with contextlib.suppress(OSError):
-                index = Index.decode(segment.sidecar(".index").read_bytes(), segment.base, size)
-            if index is None:
-                index = self._scan(segment, ceiling)
-            segment.index = index
-        return segment.index
-
-    def _scan(self, segment: _Segment, ceiling: int) -> Index:
-        """Build the index of a closed segment from its records; blocks are checked when they are read."""
-        log.warning("the index of %s is missing or damaged; scanning", segment.path)
-        file = self._open(segment.path)
-        data = file.read(0, file.size())
-        header = decode_header(data)
-        index = Index(segment.base, header_end(data))
-        index.whole = header is not None
-        for batch in survey(data, index.offsets[0], segment.base, ceiling):
-            if (batch.start, batch.first - 1) != index.tip:
-                index.whole = False
-            index.add_batch(batch)
-        index.whole = index.whole and index.tip == (len(data), ceiling)
-        index.distrust()
-        if not index.whole:
-            self._note_damage(segment, "its records do not follow on each other, or its header is not sound")
-        elif self._may_mark:
-            self._keep_index(segment, index)
-        return index
-
-    def _keep_index(self, segment: _Segment, index: Index) -> None:
-        """Write the index beside its segment; only a help, so a full disk is no reason to fail."""
-        with contextlib.suppress(OSError):
-            write_atomically(segment.sidecar(".index"), index.encode(segment.path.stat().st_size))
-
-    def _note_damage(self, segment: _Segment, text: str) -> None:
-        """Say once, in the log and in a file beside the segment, that something in it is damaged."""
-        note = segment.sidecar(".damaged")
-        if not self._may_mark:
-            log.error("%s is damaged: %s", segment.path, text)
-            return
-        known = ""
-        with contextlib.suppress(OSError):
-            known = note.read_text()
-        if text not in known:
-            log.error(
-                "%s is damaged: %s; what is sound in it is served, the rest is reported as lost. "
-                "Restore the file from a backup while this endpoint is stopped, or let retention remove it",
-                segment.path,
-                text,
-            )
-            with contextlib.suppress(OSError):
-                write_atomically(note, (known + text + "\n").encode())
-
-
-class Journal(_Reading):
+class Journal(Reading):
     """The one writer of a journal, and a reader of it.
 
     ``append``, ``retain``, ``sync`` and ``close`` may be called from any thread, and take turns; reads go on meanwhile.
@@ -459,7 +111,7 @@ class Journal(_Reading):
         """
         journal = cls(options, endpoint, clock)
         try:
-            journal._lock()
+            journal._lock_fd = opening.lock(options.directory, endpoint)
             journal._load()
         except OSError as error:
             journal._release()
@@ -483,33 +135,16 @@ class Journal(_Reading):
 
     # --- opening
 
-    def _lock(self) -> None:
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path = self.directory / "lock"
-        self._lock_fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            pid = os.pread(self._lock_fd, 32, 0).decode("ascii", "replace").strip()
-            holder = f"process {pid}" if pid.isdigit() else "another process"
-            raise JournalLocked(
-                f"the journal of endpoint {self.endpoint!r} in {self.directory} is open in {holder}; "
-                f"an endpoint has one publisher: stop that one, or publish as another endpoint"
-            ) from None
-        with contextlib.suppress(OSError):  # the number is only for people; a full disk must not matter
-            os.ftruncate(self._lock_fd, 0)
-            os.pwrite(self._lock_fd, f"{os.getpid()}\n".encode(), 0)
-
     def _load(self) -> None:
         for left in self.directory.glob("*.new"):
             left.unlink(missing_ok=True)
-        identity = read_identity(self.directory)
-        segments = [_Segment.at(path) for path in list_segments(self.directory)]
+        identity = opening.read_identity(self.directory)
+        segments = [Segment.at(path) for path in list_segments(self.directory)]
         if identity is None and segments:
-            identity = identity_from(segments)
+            identity = opening.identity_from(segments)
             if identity is not None:
                 log.error("%s is missing or damaged; restored it from the segments", self.directory / "journal.json")
-                self._write_identity(*identity)
+                opening.write_identity(self.directory, *identity)
         if identity is not None:
             if identity[0] != self.endpoint:
                 raise JournalError(
@@ -517,80 +152,43 @@ class Journal(_Reading):
                     f"give each endpoint a folder of its own"
                 )
             self.epoch = identity[1]
-            segments = self._own(segments)
+            segments = opening.own_segments(segments, self.epoch)
         else:
-            segments = self._set_aside(segments, "whose journal nobody can tell any more")
+            opening.set_aside(segments, "whose journal nobody can tell any more")
+            segments = []
         if not segments:
             if identity is not None:
                 log.error("the journal in %s has lost all its segments; it goes on with a new epoch", self.directory)
             self.epoch = str(uuid_utils.uuid7())
             self._begin_segment(1, {})
-            self._write_identity(self.endpoint, self.epoch)
+            opening.write_identity(self.directory, self.endpoint, self.epoch)
             return
-        self._token = read_token(self.directory)
+        self._token = opening.read_token(self.directory)
         self._recover(segments)
 
-    def _write_identity(self, endpoint: str, epoch: str) -> None:
-        text = json.dumps({"format": 1, "endpoint": endpoint, "epoch": epoch}) + "\n"
-        write_atomically(self.directory / "journal.json", text.encode())
-
-    def _own(self, segments: list[_Segment]) -> list[_Segment]:
-        """Those of *segments* that are of this epoch or too damaged to tell; the others are set aside."""
-        ours: list[_Segment] = []
-        others: list[_Segment] = []
-        for segment in segments:
-            fixed = decode_fixed(read_start(segment.path))
-            (others if fixed is not None and fixed.epoch != self.epoch else ours).append(segment)
-        self._set_aside(others, "of another epoch")
-        return ours
-
-    def _set_aside(self, segments: list[_Segment], why: str) -> list[_Segment]:
-        for segment in segments:
-            aside = segment.path.with_suffix(f".{uuid_utils.uuid7()}.aside")
-            log.error("%s is a segment %s; renamed to %s", segment.path, why, aside.name)
-            segment.path.rename(aside)
-        return []
-
-    def _recover(self, segments: list[_Segment]) -> None:
+    def _recover(self, segments: list[Segment]) -> None:
         """Find the head: read the last segment through, cut off what is torn, pass over what is damaged."""
         active = segments[-1]
         self.heads = heads_before(segments)
-        file = OpenFile(active.path, os.O_RDWR | os.O_APPEND)
-        data = file.read(0, file.size())
-        header = decode_header(data)
-        index = Index(active.base, header_end(data))
-        fixed = decode_fixed(data)
-        sound = header is not None
-        for batch in survey(data, index.offsets[0], active.base):
-            if (batch.start, batch.first - 1) != index.tip:
-                sound = False
-            index.add_batch(batch)
-        end, last = index.tip
-        self.heads.update(index.topics)
-        claimed = claimed_batch(data, end, last + 1) if end < len(data) else 0
-        if claimed:
-            # all there, but not as it was written: it may have been acknowledged, so its numbers are spent
-            sound = False
-            last += claimed
-        hollow = not sound and last < active.base  # a header is synced before its file gets its name: no tear does this
-        vanished = (sound and active.sidecar(".index").exists()) or (
-            hollow and (fixed is None or fixed.data_start != len(data))
-        )
-        if sound and not vanished:
-            if end < len(data):
-                self.cut = len(data) - end
+        found = opening.look_into(active)
+        self.heads.update(found.index.topics)
+        file, last = found.file, found.last
+        if found.sound and not found.vanished:
+            end = found.index.tip[0]
+            if end < found.size:
+                self.cut = found.size - end
                 log.warning("cut %d bytes of a torn batch after sequence %d off %s", self.cut, last, active.path)
                 os.ftruncate(file.fd, end)
             os.fdatasync(file.fd)
-            active.index = index
+            active.index = found.index
             self._segments = tuple(segments)
             self._file, self._end, self._safe = file, end, (end, last)
             self.head = self.synced = last
             return
         os.fdatasync(file.fd)
-        if hollow:
-            self._set_aside([segments.pop()], "of which nothing can be read")
-        if vanished:
+        if found.hollow:
+            opening.set_aside([segments.pop()], "of which nothing can be read")
+        if found.vanished:
             # how many messages there were nobody knows: their numbers must not be given out a second time
             log.error(
                 "the newest messages after %s have vanished; the next message gets a number far ahead, and "
@@ -612,7 +210,7 @@ class Journal(_Reading):
         file = OpenFile(path, os.O_RDWR | os.O_APPEND)
         kept = tuple(segment for segment in self._segments if segment.base < base)
         self._files.drop(path)
-        self._segments = (*kept, _Segment(path, base, Index(base, len(header))))
+        self._segments = (*kept, Segment(path, base, Index(base, len(header))))
         self._file, self._end, self._safe = file, len(header), (len(header), base - 1)
         self.head = self.synced = base - 1
         self._roll_next = self._unsafe = False
@@ -804,7 +402,7 @@ class Journal(_Reading):
         self._file = OpenFile(path, os.O_RDWR | os.O_APPEND)
         self._end = shift + len(data)
         # the old file keeps its tail: a reader may be in the middle of it, and the new base says where it ends
-        self._segments = (*kept, _Segment(path, last + 1, index))
+        self._segments = (*kept, Segment(path, last + 1, index))
         self._bookmarks.clear()
         self._safe = (self._end, self.head)
         self.synced = self.head
@@ -944,188 +542,3 @@ class Journal(_Reading):
         if self._lock_fd >= 0:
             os.close(self._lock_fd)
             self._lock_fd = -1
-
-
-class JournalReader(_Reading):
-    """A read-only view of a journal that a process may be writing right now, or has left behind; changes nothing."""
-
-    @classmethod
-    def open(cls, directory: Path) -> Self:
-        """Look at the journal in *directory* as it is now.
-
-        Raises:
-            JournalError: There is no journal.
-        """
-        reader = cls(directory)
-        identity = read_identity(directory)
-        if identity is None:
-            try:
-                segments = [_Segment.at(path) for path in list_segments(directory)]
-            except OSError as error:
-                raise JournalError(f"cannot read the journal in {directory}: {error.strerror}") from error
-            identity = identity_from(segments)
-        if identity is None:
-            raise JournalError(f"there is no journal in {directory}; its publisher creates it when it first starts")
-        reader.endpoint, reader.epoch = identity
-        reader.refresh()
-        return reader
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def refresh(self) -> bool:
-        """Take in what was appended or removed since; whether there is anything new to read. One thread at a time.
-
-        Raises:
-            JournalError: The folder has gone or cannot be read.
-        """
-        before = self.head
-        try:
-            paths = list_segments(self.directory)
-        except OSError as error:
-            raise JournalError(f"cannot read the journal in {self.directory}: {error.strerror}") from error
-        known = {segment.base: segment for segment in self._segments}
-        fresh: list[_Segment] = []
-        for path in paths:
-            segment = known.get(int(path.name[:20])) or _Segment.at(path)
-            fixed = decode_fixed(read_start(path))
-            if fixed is None or fixed.epoch == self.epoch:
-                fresh.append(segment)
-        if not fresh:
-            return False
-        if not self._segments:
-            self.heads = heads_before(fresh)
-        # everything from the segment that was the last one so far: its end was not known yet
-        at = max((number for number, segment in enumerate(fresh) if segment.base in known), default=len(fresh) - 1)
-        for number in range(at, len(fresh)):
-            ceiling = fresh[number + 1].base - 1 if number + 1 < len(fresh) else NO_CEILING
-            with contextlib.suppress(FileNotFoundError):
-                self._follow(fresh[number], ceiling)
-        last = fresh[-1].index
-        self._segments = tuple(fresh)
-        self.head = max(self.head, last.tip[1] if last is not None else fresh[-1].base - 1)
-        return self.head > before
-
-    def _follow(self, segment: _Segment, ceiling: int) -> None:
-        """Read on in *segment* from where its index ends."""
-        file = self._open(segment.path)
-        size = file.size()
-        if segment.index is None:
-            fixed = decode_fixed(file.read(0, HEADER.size))
-            sound = fixed is not None and fixed.data_start <= size
-            segment.index = Index(segment.base, fixed.data_start if fixed is not None and sound else HEADER.size)
-        index = segment.index
-        end, last = index.tip
-        at, newest = segment.newest
-        if size < HEADER.size:
-            return
-        if size < end or file.read(at, len(newest)) != newest:
-            # the writer took back a batch that it could not sync, and may have put another in its place
-            segment.index, segment.newest = None, (0, b"")
-            self._bookmarks.clear()
-            self._follow(segment, ceiling)
-            return
-        data = file.read(end, size - end)
-        for batch in survey(data, 0, last + 1, ceiling):
-            block = len(index.times) - 1
-            hole = (batch.start + end, batch.first - 1) != index.tip
-            batch = batch._replace(start=batch.start + end, end=batch.end + end)
-            index.add_batch(batch)
-            segment.newest = (batch.start, data[batch.start - end : batch.start - end + RECORD.size])
-            if hole:
-                index.checked[block] = index.checked[-1] = 0
-                index.whole = False
-            for part in batch.parts:
-                self.heads[part.topic.decode("utf-8", "replace")] = part.last
-
-    def close(self) -> None:
-        """Close the files."""
-        self._files.drop()
-
-
-# --- small files and starts of files -----------------------------------------------------------------------------
-
-
-def read_start(path: Path) -> bytes:
-    """The fixed part of a segment's header; empty when the file is gone."""
-    try:
-        with path.open("rb") as file:
-            return file.read(HEADER.size)
-    except FileNotFoundError:
-        return b""
-
-
-def read_header(path: Path) -> SegmentHeader | None:
-    """The header of a segment, None when the file is gone or its header damaged."""
-    fixed = decode_fixed(read_start(path))
-    if fixed is None:
-        return None
-    try:
-        with path.open("rb") as file:
-            return decode_header(file.read(fixed.data_start))
-    except FileNotFoundError:
-        return None
-
-
-def read_identity(directory: Path) -> tuple[str, str] | None:
-    """Endpoint and epoch from ``journal.json``, None when it is missing or damaged."""
-    try:
-        values = json.loads((directory / "journal.json").read_bytes())
-        endpoint, epoch, form = values["endpoint"], values["epoch"], values["format"]
-        if isinstance(form, int) and form > 1:
-            raise JournalError(
-                f"the journal in {directory} has format {form}, this release reads 1: use the release that wrote it"
-            )
-        if not isinstance(endpoint, str) or str(uuid.UUID(epoch)) != epoch:
-            return None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return None
-    return endpoint, epoch
-
-
-def identity_from(segments: list[_Segment]) -> tuple[str, str] | None:
-    """Endpoint and epoch from the newest segment whose header is sound."""
-    for segment in reversed(segments):
-        header = read_header(segment.path)
-        if header is not None:
-            return header.endpoint, header.epoch
-    return None
-
-
-def read_token(directory: Path) -> int:
-    """The highest fencing token that has written here; 0 when none has."""
-    try:
-        return int((directory / "token").read_text())
-    except (OSError, ValueError):
-        return 0
-
-
-def heads_before(segments: list[_Segment]) -> dict[str, int]:
-    """Each topic's last sequence before the last of *segments*.
-
-    Its header says so. Where that is damaged, an older one and the records since then do; where none is sound, what
-    retention has removed stays unknown.
-    """
-    heads: dict[str, int] = {}
-    sound = len(segments) - 1
-    while sound > 0 and read_header(segments[sound].path) is None:
-        sound -= 1
-    header = read_header(segments[sound].path)
-    if header is not None:
-        heads.update(header.heads)
-    for number in range(sound, len(segments) - 1):
-        data = read_whole(segments[number].path)
-        ceiling = segments[number + 1].base - 1
-        for batch in survey(data, header_end(data), segments[number].base, ceiling):
-            for part in batch.parts:
-                heads[part.topic.decode("utf-8", "replace")] = part.last
-    return heads
-
-
-def header_end(data: bytes) -> int:
-    """Where the records of a segment file begin; just after the fixed part when that is damaged."""
-    fixed = decode_fixed(data)
-    return fixed.data_start if fixed is not None and fixed.data_start <= len(data) else HEADER.size

@@ -126,6 +126,12 @@ def decode_header(data: bytes) -> SegmentHeader | None:
     return SegmentHeader(endpoint, fixed.epoch, fixed.base, fixed.created_ms, heads, fixed.token)
 
 
+def header_end(data: bytes) -> int:
+    """Where the records of a segment file begin; just after the fixed part when that is damaged."""
+    fixed = decode_fixed(data)
+    return fixed.data_start if fixed is not None and fixed.data_start <= len(data) else HEADER.size
+
+
 # --- batches in bytes ------------------------------------------------------------------------------------------
 
 
@@ -383,3 +389,24 @@ def read_whole(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise JournalError(f"cannot read {path}: {error.strerror}; check the disk and the file's mode") from error
+
+
+def read_start(path: Path) -> bytes:
+    """The fixed part of a segment's header; empty when the file is gone."""
+    try:
+        with path.open("rb") as file:
+            return file.read(HEADER.size)
+    except FileNotFoundError:
+        return b""
+
+
+def read_header(path: Path) -> SegmentHeader | None:
+    """The header of a segment, None when the file is gone or its header damaged."""
+    fixed = decode_fixed(read_start(path))
+    if fixed is None:
+        return None
+    try:
+        with path.open("rb") as file:
+            return decode_header(file.read(fixed.data_start))
+    except FileNotFoundError:
+        return None
