@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
+from fedbus.failpoints import ARMED, hit
 from fedbus.hub.consumer import Consumer, Drop, Halt, Retry
 from fedbus.hub.feed import Feed, Item
 from fedbus.hub.source import Source
@@ -255,6 +256,8 @@ class Delivery(threading.Thread):
             messages = self._chosen(item.messages, place.sequence)
             if messages:
                 self._work(messages)
+                if ARMED:
+                    hit("hub.consumed")
             self._positions[endpoint] = Position(epoch, item.through)
         if behind is not None and behind.target is not None:
             self._has_caught_up(endpoint, behind)
@@ -339,6 +342,8 @@ class Delivery(threading.Thread):
                 place = self._positions[endpoint] = Position(epoch, messages[0].sequence - 1)
             if through > place.sequence:
                 self._work(self._chosen(messages, place.sequence))
+                if ARMED:
+                    hit("hub.consumed")
                 self._positions[endpoint] = Position(epoch, through)
         now = self._source.clock.monotonic()
         for endpoint, behind in list(self._behind.items()):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from fedbus.errors import Fenced, JournalError
+from fedbus.failpoints import ARMED, hit
 from fedbus.model.position import Position
 
 _SCHEMA = """
@@ -80,7 +81,7 @@ class CursorStore:
                     if connection.in_transaction:
                         connection.execute("ROLLBACK")
                     raise
-            except sqlite3.Error as error:
+            except (sqlite3.Error, OSError) as error:
                 raise _failed(self.path, doing, error) from error
 
     def load(self, name: str) -> dict[str, Position]:
@@ -103,12 +104,18 @@ class CursorStore:
                 raise JournalError(f"cursor {name!r}: {position.sequence} is no sequence of endpoint {endpoint!r}")
         keep = "" if force else "WHERE excluded.epoch <> cursor.epoch OR excluded.sequence > cursor.sequence"
         with self._transaction("write", "BEGIN IMMEDIATE") as connection:
+            if ARMED:
+                hit("cursor.commit.before")
             self._fence(connection, name, token)
             connection.executemany(
                 "INSERT INTO cursor VALUES (?, ?, ?, ?) ON CONFLICT (name, endpoint) "
                 f"DO UPDATE SET epoch = excluded.epoch, sequence = excluded.sequence {keep}",
                 [(name, endpoint, place.epoch, place.sequence) for endpoint, place in positions.items()],
             )
+            if ARMED:
+                hit("cursor.commit.inside")
+        if ARMED:
+            hit("cursor.commit.after")
 
     def delete(self, name: str, token: int = 0) -> bool:
         """Forget the places of cursor *name*; whether there were any. Its token stays known: a late holder is fenced.

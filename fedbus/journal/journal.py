@@ -16,6 +16,7 @@ import uuid_utils
 
 from fedbus.clock import Clock
 from fedbus.errors import Fenced, JournalError, JournalWriteError
+from fedbus.failpoints import ARMED, hit, torn_writev
 from fedbus.journal import opening
 from fedbus.journal.index import Index
 from fedbus.journal.opening import heads_before
@@ -34,6 +35,7 @@ from fedbus.journal.segment import (
     segment_name,
     split_records,
     survey,
+    sync_data,
     write_atomically,
 )
 from fedbus.model.position import FencingToken
@@ -161,6 +163,8 @@ class Journal(Reading):
                 log.error("the journal in %s has lost all its segments; it goes on with a new epoch", self.directory)
             self.epoch = str(uuid_utils.uuid7())
             self._begin_segment(1, {})
+            if ARMED:
+                hit("journal.create")
             opening.write_identity(self.directory, self.endpoint, self.epoch)
             return
         self._token = opening.read_token(self.directory)
@@ -178,14 +182,16 @@ class Journal(Reading):
             if end < found.size:
                 self.cut = found.size - end
                 log.warning("cut %d bytes of a torn batch after sequence %d off %s", self.cut, last, active.path)
+                if ARMED:
+                    hit("journal.recover")
                 os.ftruncate(file.fd, end)
-            os.fdatasync(file.fd)
+            sync_data(file.fd)
             active.index = found.index
             self._segments = tuple(segments)
             self._file, self._end, self._safe = file, end, (end, last)
             self.head = self.synced = last
             return
-        os.fdatasync(file.fd)
+        sync_data(file.fd)
         if found.hollow:
             opening.set_aside([segments.pop()], "of which nothing can be read")
         if found.vanished:
@@ -318,14 +324,18 @@ class Journal(Reading):
             buffers = [b"".join(buffers)]
         written = False
         try:
-            done = os.writev(fd, buffers)
+            if ARMED:
+                hit("journal.write.before")
+            done = torn_writev("journal.write.torn", fd, buffers) if ARMED else os.writev(fd, buffers)
             if done != total:
                 rest = memoryview(b"".join(buffers))[done:]
                 while rest:
                     rest = rest[os.write(fd, rest) :]
             written = True
+            if ARMED:
+                hit("journal.write.after")
             if self._always:
-                os.fdatasync(fd)
+                sync_data(fd)
         except BaseException:
             # After a failed sync the kernel may have marked the pages clean that it could not write, and the next
             # sync then succeeds over data that is not there ("fsyncgate"): nothing more goes into this file.
@@ -348,7 +358,11 @@ class Journal(Reading):
             # nothing in it yet, so the new file takes its name and place; the old descriptor goes with it
             self._begin_segment(closed.base, self.heads)
             return
+        if ARMED:
+            hit("journal.roll.before")
         self._begin_segment(self.head + 1, self.heads)
+        if ARMED:
+            hit("journal.roll.after")
         assert closed.index is not None
         self._keep_index(closed, closed.index)
         self._retain()
@@ -358,7 +372,7 @@ class Journal(Reading):
         if self.synced >= self.head:
             return
         try:
-            os.fdatasync(self._file.fd)
+            sync_data(self._file.fd)
         except OSError:
             self._unsafe = True
             raise
@@ -392,6 +406,8 @@ class Journal(Reading):
             self.endpoint, self.epoch, last + 1, max(int(self._clock.wall() * 1000), 0), heads, self._token
         ).encode()
         path = self.directory / segment_name(last + 1)
+        if ARMED:
+            hit("journal.rewrite")
         write_atomically(path, header + data)
         index = Index(last + 1, len(header))
         shift = len(header)
@@ -449,7 +465,7 @@ class Journal(Reading):
                 self.sync()
                 return
         try:
-            os.fdatasync(file.fd)
+            sync_data(file.fd)
         except OSError:
             with self._turn:
                 if self._file is file:
@@ -507,6 +523,8 @@ class Journal(Reading):
         removed = 0
         for segment in segments[:count]:
             try:
+                if ARMED:
+                    hit("journal.retain.before")
                 segment.path.unlink(missing_ok=True)
             except OSError as error:
                 log.error("cannot remove %s: %s; the journal grows beyond its limit", segment.path, error.strerror)
@@ -516,6 +534,8 @@ class Journal(Reading):
             self._files.drop(segment.path)
             for suffix in (".index", ".damaged"):
                 with contextlib.suppress(OSError):
+                    if ARMED:
+                        hit("journal.retain.after")
                     segment.sidecar(suffix).unlink(missing_ok=True)
         if removed:
             self._bookmarks.clear()

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fedbus.errors import JournalError
+from fedbus.failpoints import ARMED, hit
 from fedbus.journal.index import Index
 from fedbus.journal.segment import (
     NO_CEILING,
@@ -344,6 +345,8 @@ class Reading:
     def _keep_index(self, segment: Segment, index: Index) -> None:
         """Write the index beside its segment; only a help, so a full disk is no reason to fail."""
         with contextlib.suppress(OSError):
+            if ARMED:
+                hit("journal.index")
             write_atomically(segment.sidecar(".index"), index.encode(segment.path.stat().st_size))
 
     def _note_damage(self, segment: Segment, text: str) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fedbus.errors import JournalError, Reason, WireError
+from fedbus.failpoints import ARMED, hit
 
 RECORD = struct.Struct(">IIQIIQ")
 LENGTH_CRC = struct.Struct(">II")
@@ -364,6 +365,15 @@ def sync_directory(directory: Path) -> None:
         os.close(fd)
 
 
+def sync_data(fd: int) -> None:
+    """Make what was written to a segment outlive the machine."""
+    if ARMED:
+        hit("journal.sync.before")
+    os.fdatasync(fd)
+    if ARMED:
+        hit("journal.sync.after")
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace *path* by *data*, whole or not at all, synced; mode 0600."""
     fresh = path.with_name(path.name + ".new")
@@ -376,10 +386,14 @@ def write_atomically(path: Path, data: bytes) -> None:
             os.fsync(fd)
         finally:
             os.close(fd)
+        if ARMED:
+            hit("journal.replace.before")
         fresh.replace(path)
     except OSError:
         fresh.unlink(missing_ok=True)
         raise
+    if ARMED:
+        hit("journal.replace.after")
     sync_directory(path.parent)
 
 

@@ -35,6 +35,7 @@ from fedbus.errors import (
     QueueFull,
     Reason,
 )
+from fedbus.failpoints import ARMED, hit
 from fedbus.journal.journal import Journal, JournalOptions
 from fedbus.model.limits import Limits
 from fedbus.model.topic import Naming, check_topic
@@ -660,6 +661,8 @@ class Publisher:
 
     def _send(self, batch: SealedBatch) -> None:
         """Send a batch that is in the journal, and give the receipts."""
+        if ARMED:
+            hit("publisher.journaled")
         # Sent first: whoever waits for a receipt wakes up and takes the interpreter lock, and the message would stand
         # behind that.
         send = self._publish.send
@@ -670,10 +673,14 @@ class Publisher:
                 send(frame, _NOBLOCK)
             except zmq.Again:
                 self.stats.unsent += 1
+        if ARMED:
+            hit("publisher.sent")
         for pending in batch.messages:
             pending.done = True
             if pending._lock is not None:
                 pending._lock.release()
+        if ARMED:
+            hit("publisher.receipt")
         self._recent.newer.update(batch.topics)
         stats = self.stats
         stats.published += len(batch.messages)

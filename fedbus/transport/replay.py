@@ -11,6 +11,7 @@ import zmq
 
 from fedbus.clock import Clock
 from fedbus.errors import JournalError, WireError
+from fedbus.failpoints import ARMED, hit
 from fedbus.model.stream import StreamHome
 from fedbus.model.topic import TopicFilter
 from fedbus.wire import replay
@@ -116,6 +117,8 @@ class ReplayServer:
             after = min(request.after or 0, journal.head)
         after = max(after, journal.start - 1)
         start = replay.Start(journal.epoch, after)
+        if ARMED:
+            hit("replay.request")
         session = _Session(
             identity, request.id, after, request.budget, _chooser(filters), moved_at=self._clock.monotonic()
         )
@@ -153,6 +156,8 @@ class ReplayServer:
             session.waiting.pop(0)
             session.moved_at = self._clock.monotonic()
             moved = True
+        if ARMED and session.done:
+            hit("replay.end")
         return moved
 
     def _read(self, session: _Session) -> None:
@@ -169,6 +174,8 @@ class ReplayServer:
             )
             session.done = True
             return
+        if ARMED:
+            hit("replay.answer")
         session.after = piece.through
         session.budget -= max(len(piece.data), 1)
         session.lost.extend(piece.lost)
