@@ -48,6 +48,7 @@ log = logging.getLogger(__name__)
 _IOV_MAX = os.sysconf("SC_IOV_MAX")
 # sequences passed over when the newest segment has vanished and nobody knows how far it went
 _VANISHED = 2**32
+_UNCACHE_STEP = 4 * 2**20  # bytes let go of by the page cache at once
 _ROLL_AGE = 1 / 8  # of retain_age: so much longer than that may a message of a quiet stream be kept
 
 
@@ -70,6 +71,7 @@ class JournalOptions:
     retain_bytes: int = 2**30  # 0: no limit; the disk used is at most this and one segment more
     retain_age: float = 7 * 86400.0  # seconds; 0: no limit
     topics: int = 10_000  # distinct topics at most
+    cached_bytes: int = 32 * 2**20  # of the newest part that stay in the page cache; 0: whatever the kernel keeps
 
 
 class Journal(Reading):
@@ -96,6 +98,7 @@ class Journal(Reading):
         self._closed = False
         self._file: OpenFile | None = None  # the active segment's
         self._end = 0  # where the next batch goes
+        self._uncached = 0  # what is before it in the active segment was let go of by the page cache
         self._safe = (0, 0)  # end in bytes and last sequence of what is synced in the active segment
         self._roll_next = False  # the active file's tail is not to be trusted any more
         self._unsafe = False  # a sync has failed: what was not synced has to be written again
@@ -217,7 +220,10 @@ class Journal(Reading):
         kept = tuple(segment for segment in self._segments if segment.base < base)
         self._files.drop(path)
         self._segments = (*kept, Segment(path, base, Index(base, len(header))))
+        if self._file is not None and self.options.cached_bytes:
+            self._uncache(self._end)
         self._file, self._end, self._safe = file, len(header), (len(header), base - 1)
+        self._uncached = 0
         self.head = self.synced = base - 1
         self._roll_next = self._unsafe = False
 
@@ -280,6 +286,22 @@ class Journal(Reading):
                 self._safe = (self._end, last)
                 self.synced = last
             self.head = last
+            if self.options.cached_bytes and self._end - self._uncached > self.options.cached_bytes + _UNCACHE_STEP:
+                self._uncache(self._end - self.options.cached_bytes)
+
+    def _uncache(self, end: int) -> None:
+        """Let the page cache give up what stands before *end* in the active segment.
+
+        A journal is written for ever and read rarely, and mostly at its end. Pages that it gives back are those that
+        its next writes take, which is several times quicker than taking memory that nobody has touched lately, and the
+        other programs of the host keep theirs.
+        """
+        assert self._file is not None
+        try:
+            os.posix_fadvise(self._file.fd, self._uncached, end - self._uncached, os.POSIX_FADV_DONTNEED)
+        except OSError:
+            pass  # advice that this file system does not take
+        self._uncached = end
 
     def _check(self, batch: Sequence[tuple[int, str, bytes]], first: int, size: int) -> None:
         if self._closed:

@@ -303,3 +303,28 @@ def test_a_reader_of_no_journal_says_so(tmp_path: Path) -> None:
 
 def test_batches_are_the_same_for_the_same_sequence() -> None:
     assert batch_at(5) == batch_at(5) != batch_at(6)
+
+
+def test_all_but_the_newest_part_is_given_back_to_the_page_cache_and_can_still_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    megabyte = 2**20
+    advised: dict[str, int] = {}  # how much of each file, from its start
+    advise = os.posix_fadvise
+
+    def watched(fd: int, offset: int, length: int, advice: int) -> None:
+        name = Path(f"/proc/self/fd/{fd}").readlink().name
+        assert (advice, offset) == (os.POSIX_FADV_DONTNEED, advised.get(name, 0))
+        advised[name] = offset + length
+        advise(fd, offset, length, advice)
+
+    monkeypatch.setattr(os, "posix_fadvise", watched)
+    with open_journal(tmp_path, cached_bytes=megabyte, segment_bytes=12 * megabyte) as journal:
+        for _ in range(300):
+            append_one(journal, extra=40_000)
+        closed, *others = sorted(files_of(tmp_path))
+        assert others
+        assert advised[closed.name] == closed.stat().st_size  # a file that is not the newest, wholly
+        active = others[-1]
+        assert active.stat().st_size - advised.get(active.name, 0) >= megabyte
+        check_records(*read_all(journal, budget=megabyte), head=journal.head)
