@@ -84,6 +84,8 @@ class ReaderStats:
     refused: int = 0
     skew: float = 0.0  # seconds that the publisher's clock is ahead of ours, by its last beat; never used for order
     fetched: int = 0  # records read from the journal
+    reconnects: int = 0  # times that the endpoint was connected anew because it was silent
+    unanswered: int = 0  # requests to its journal that brought no whole answer
 
 
 @dataclass(slots=True)
@@ -137,7 +139,8 @@ class StreamReader:
         self.accounted = 0  # everything of ours up to here was handed on or reported
         self.handed = 0  # everything up to here has been worked on by the user of the subscriber
         self.quarantined = ""  # why nothing of this stream is handed on any more
-        self.heard_at: float | None = None  # monotonic time of the last beat or parcel
+        self.heard_at: float | None = None  # monotonic time of the last beat or parcel that verified
+        self.silent_since: float | None = None  # monotonic time, while it has not been heard for too long
         self.beat: Beat | None = None  # the last one that was verified
         self._prefix = prefix
         self._below = prefix + "."
@@ -228,7 +231,6 @@ class StreamReader:
         Raises:
             Refused: It does not verify; nothing else has changed.
         """
-        self.heard_at = now
         if self.quarantined or not self._ours(parcel.topic):
             return
         if self.mode is not Mode.LIVE:
@@ -237,6 +239,7 @@ class StreamReader:
         if not self._apply(parcel, live=True):
             self._fall_behind()
             self._keep(parcel)
+        self.heard_at = now  # only now: what others have forged must not hide that this endpoint is gone
 
     def on_beat(self, beat: Beat, now: float, wall: float) -> None:
         """Take in a beat; one that says nothing new is verified only now and then.
@@ -245,11 +248,12 @@ class StreamReader:
             Refused: It does not verify.
         """
         facts = beat.facts
-        self.heard_at = now
         news = facts.epoch != self.epoch or facts.head > self.accounted
         if not news and now - self._verified_beat_at < _BEAT_VERIFIED_EVERY:
+            self.heard_at = now
             return
         self._verify_beat(beat, now)
+        self.heard_at = now
         self.stats.skew = facts.sent_at_ms / 1000 - wall
         if self.mode is not Mode.LIVE or self.quarantined:
             return

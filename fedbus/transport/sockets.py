@@ -13,7 +13,9 @@ from fedbus.transport.endpoint import Address, Endpoint, bind_address
 
 SUBSCRIPTION_BYTES = 1024  # a topic has at most 255; a larger subscription drops only the peer that sent it
 HEARTBEAT_MS = 5_000  # ZMTP pings: a half-open connection is given up after two of them
-HANDSHAKE_MS = 5_000
+HANDSHAKE_MS = 10_000  # a handshake over a link of 2 s delay takes 8
+CONNECT_HANDSHAKE_MS = 20_000  # the side that connects has begun earlier, and nobody can tie up its descriptors
+CONNECT_MS = 10_000  # left to itself, a kernel tries for two minutes, with a minute between its last two tries
 BACKLOG = 512
 _RELEASE_SECONDS = 0.5  # libzmq gives up an address some time after close() has returned, so a restart may be quicker
 
@@ -102,7 +104,8 @@ def subscribe_socket(
     socket.set(zmq.MAXMSGSIZE, frame_bytes)
     socket.set(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
     socket.set(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_MS)
-    socket.set(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+    socket.set(zmq.HANDSHAKE_IVL, CONNECT_HANDSHAKE_MS)
+    socket.set(zmq.CONNECT_TIMEOUT, CONNECT_MS)
     socket.set(zmq.TCP_KEEPALIVE, 1)
     # Many dead endpoints retried every 100 ms burn a tenth of a core for ever, so the pause grows with their number.
     socket.set(zmq.RECONNECT_IVL, 100)
@@ -114,6 +117,8 @@ def fetch_socket(context: zmq.Context[zmq.Socket[bytes]], address: str, *, frame
     """Connect a DEALER to the replay side of an endpoint."""
     socket = context.socket(zmq.DEALER)
     _common(socket, address, linger=0.0)
+    socket.set(zmq.HANDSHAKE_IVL, CONNECT_HANDSHAKE_MS)
+    socket.set(zmq.CONNECT_TIMEOUT, CONNECT_MS)
     socket.set(zmq.RCVHWM, 64)
     socket.set(zmq.MAXMSGSIZE, frame_bytes)
     socket.set(zmq.RECONNECT_IVL, 100)

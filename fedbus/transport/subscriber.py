@@ -15,12 +15,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from types import TracebackType
-from typing import Any
 
 import zmq
 
 from fedbus.clock import Clock
-from fedbus.errors import FedbusError, ForkedError, JournalError, LossError, Reason, Refused, WireError
+from fedbus.errors import ForkedError, LossError, Reason, Refused, WireError
 from fedbus.journal.cursors import CursorStore
 from fedbus.model.limits import Limits
 from fedbus.model.message import Message
@@ -29,12 +28,13 @@ from fedbus.model.stream import StreamHome
 from fedbus.model.topic import TopicFilter, common_prefix
 from fedbus.transport import sockets
 from fedbus.transport.endpoint import Endpoint
+from fedbus.transport.fetch import Fetcher
+from fedbus.transport.link import Link
 from fedbus.transport.reader import Loss, Mode, Ready, Since, StreamReader
 from fedbus.transport.refusals import RefusalLog
 from fedbus.trust.verifier import Verifier
 from fedbus.wire import beat as beats
 from fedbus.wire import parcel as parcels
-from fedbus.wire import replay
 
 log = logging.getLogger(__name__)
 
@@ -42,13 +42,8 @@ _NOBLOCK = int(zmq.NOBLOCK)
 _RCVMORE = int(zmq.RCVMORE)
 _DRAIN = 128  # frames taken from a socket before something else gets its turn
 _MESSAGES = 256  # returned by one receive(), at most
-_READY = 64  # entries waiting for the user, beyond which nothing more is taken in
-_ANSWER_SECONDS = 5.0  # a fetch whose answer pauses for so long is asked again
-_CONNECT_SECONDS = 1.0  # a first answer that has not come by then: the endpoint is down
-_LOCAL_SECONDS = 0.3  # after which a journal on this machine is read as a file
-_RETRY_SECONDS = (1.0, 30.0)
-_LOCAL_POLL_SECONDS = 0.5
-_RECONNECT_SECONDS = 60.0  # the longest pause between two new connections to an endpoint that is silent
+_LISTENED_SECONDS = 1.0  # one look at the sockets is worth no more, however long the user was busy before it
+_WATCH_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,26 +57,6 @@ class SubscriberOptions:
     commit_interval: float = 1.0  # seconds between two writes of a named cursor
     silence: float = 5.0  # seconds without a sign of life after which an endpoint is connected anew, at the earliest
     refresh_interval: float = 5.0  # seconds between two looks at the files of CA and revocation list
-
-
-@dataclass(slots=True, eq=False)
-class _Link:
-    """One endpoint, as seen from here."""
-
-    endpoint: Endpoint
-    reader: StreamReader
-    socket: zmq.Socket[bytes] | None = None
-    request: int = 0
-    answered: bool = False
-    connected: bool = False  # the socket has had an answer, so what is sent now does not wait for a connection
-    moved_at: float = 0.0  # when the current fetch last got something
-    next_try_at: float = 0.0
-    failures: int = 0
-    home: StreamHome | None = None  # its journal on this machine, while the endpoint itself is down
-    home_checked_at: float = float("-inf")
-    heard_at_failure: float | None = None
-    reconnects: int = 0  # since it was last heard
-    reconnect_at: float = 0.0
 
 
 @dataclass(slots=True)
@@ -127,7 +102,6 @@ class Subscriber:
         self._context = context
         self._clock = clock
         self._store = store
-        self._local = local
         self._on_loss = on_loss
         self._strict = strict
         self._pid = os.getpid()
@@ -139,12 +113,11 @@ class Subscriber:
         self._current: tuple[StreamReader, int] | None = None
         self._rest: Iterator[Message] | None = None  # what an iteration has still to yield of the current entry
         self._given = 0  # the last sequence of it that receive() has returned
-        self._links: dict[str, _Link] = {}
+        self._links: dict[str, Link] = {}
         self._parked: dict[str, StreamReader] = {}  # of endpoints that are not configured any more
-        self._hungry: dict[str, _Link] = {}
-        self._fetching: dict[zmq.Socket[bytes], _Link] = {}
-        self._request = 0
         self._next_timer = 0.0
+        self._watched_at = clock.monotonic()
+        self._watch_seconds = min(_WATCH_SECONDS, options.silence / 4)
         self._refresh_at = clock.monotonic() + options.refresh_interval
         self._committed: Cursor = {}
         self._commit_at = clock.monotonic() + options.commit_interval
@@ -169,6 +142,17 @@ class Subscriber:
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
         self._poller.register(self._wake, select.POLLIN)
+        self._fetcher = Fetcher(
+            context=context,
+            poller=self._poller,
+            ready=self._ready,
+            concurrent=options.concurrent_fetches,
+            frame_bytes=self._frame_bytes,
+            local=local,
+            refused=self._refused_answer,
+            clock=clock,
+        )
+        self._hungry = self._fetcher.hungry
         self.update(wanted)
 
     # --- for users ---------------------------------------------------------------------------------------------
@@ -309,10 +293,8 @@ class Subscriber:
             self.commit()
         finally:
             for link in self._links.values():
-                self._close_home(link)
-            for socket in list(self._fetching):
-                socket.close(0)
-            self._fetching.clear()
+                self._fetcher.close_home(link)
+            self._fetcher.close()
             self._socket.close(0)
             with self._closing:
                 os.close(self._wake)
@@ -324,14 +306,9 @@ class Subscriber:
             new = wanted.get(name)
             if new is None or (new.publish, new.replay) != (link.endpoint.publish, link.endpoint.replay):
                 self._parked[name] = link.reader  # it knows what was handed on, should the endpoint come back
-                self._end_fetch(link)
-                self._close_home(link)
-                self._hungry.pop(name, None)
+                self._fetcher.drop(link)
                 del self._links[name]
-                try:
-                    self._socket.disconnect(link.endpoint.publish)
-                except zmq.ZMQError:
-                    pass
+                self._disconnect(link)
         for name, endpoint in wanted.items():
             if name in self._links:
                 continue
@@ -340,10 +317,21 @@ class Subscriber:
                 reader.read_again()
             else:
                 reader = self._new_reader(name)
-            link = self._links[name] = _Link(endpoint, reader)
+            link = self._links[name] = Link(
+                endpoint, reader, self._options.silence, self._options.fetch_bytes, self._clock.monotonic()
+            )
             self._hungry[name] = link
-            self._socket.connect(endpoint.publish)
+            self._connect(link)
         self._next_timer = 0.0
+
+    def _connect(self, link: Link) -> None:
+        self._socket.connect(link.endpoint.publish)
+
+    def _disconnect(self, link: Link) -> None:
+        try:
+            self._socket.disconnect(link.endpoint.publish)
+        except zmq.ZMQError:
+            pass  # libzmq has given it up by itself
 
     def _new_reader(self, name: str) -> StreamReader:
         position = self._positions.get(name)
@@ -395,7 +383,7 @@ class Subscriber:
 
     def descriptors(self) -> list[int]:
         """Return the file descriptors that become readable when :meth:`receive` may find something."""
-        return [self._wake, *(int(socket.getsockopt(zmq.FD)) for socket in (self._socket, *self._fetching))]
+        return [self._wake, *(int(socket.getsockopt(zmq.FD)) for socket in (self._socket, *self._fetcher.sockets))]
 
     def next_timer(self) -> float:
         """Return in how many seconds :meth:`receive` should be called even if no descriptor becomes readable."""
@@ -410,8 +398,8 @@ class Subscriber:
         if self._pid != os.getpid():
             raise ForkedError("the subscriber was opened before a fork; open a Bus and subscribe in the child")
         more = self._drain_live(now)
-        for socket, link in list(self._fetching.items()):
-            more |= self._drain_answers(socket, link, now)
+        for socket, link in list(self._fetcher.sockets.items()):
+            more |= self._fetcher.drain(socket, link, now)
         if now >= self._next_timer:
             self._on_timer(now)
         return more
@@ -453,7 +441,7 @@ class Subscriber:
                 raise WireError(Reason.UNKNOWN_ENDPOINT, f"a parcel of {parcel.endpoint!r}, which is not configured")
             link.reader.on_live(parcel, now)
         if link.home is not None:
-            self._close_home(link)  # it is alive: what its files hold, its replay socket has
+            self._fetcher.close_home(link)  # it is alive: what its files hold, its replay socket has
         if link.reader.wants_fetch and link.request == 0:
             # hearing from it is reason to ask again at once
             if link.failures and link.reader.heard_at != link.heard_at_failure:
@@ -474,221 +462,30 @@ class Subscriber:
             link.reader.stats.refused += 1
         self._refusals.refused(source, error.reason, str(error), now)
 
-    # --- replay ------------------------------------------------------------------------------------------------
+    def _refused_answer(self, error: Refused, endpoint: str, now: float) -> None:
+        self._refused(b"", error, now, endpoint)
+
+    # --- timers ------------------------------------------------------------------------------------------------
 
     def _on_timer(self, now: float) -> None:
-        """Start fetches, give up those that do not answer, look at files that may have changed."""
-        self._next_timer = now + (0.05 if self._hungry else 0.5)
-        for name, link in list(self._hungry.items()):
-            if not link.reader.wants_fetch:
-                del self._hungry[name]
-                self._end_fetch(link)
-            elif link.request:
-                self._watch_fetch(link, now)
-            elif link.home is not None and link.failures == 0:
-                if len(self._ready) < _READY:
-                    self._read_home(link, now)
-            elif now >= link.next_try_at and len(self._fetching) < self._options.concurrent_fetches:
-                self._start_fetch(link, now)
+        """Drive the requests to journals, connect anew what is silent, look at files that may have changed."""
+        again = self._fetcher.on_timer(now)
+        self._next_timer = now if again else now + (0.05 if self._hungry else 0.5)
         if now >= self._refresh_at:
             self._refresh_at = now + self._options.refresh_interval
             self._verifier.refresh()
-        for link in self._links.values():
-            if link.home is not None and link.request == 0:
-                self._follow_home(link, now)
-            if link.reader.heard_at is not None:
-                self._watch_silence(link, link.reader.heard_at, now)
+        if now - self._watched_at >= self._watch_seconds:
+            listened = min(_LISTENED_SECONDS, now - self._watched_at)
+            self._watched_at = now
+            for link in self._links.values():
+                if link.home is not None and link.request == 0:
+                    self._fetcher.follow_home(link, now)
+                if link.look(listened):
+                    # a second connect() to the same address does nothing
+                    self._disconnect(link)
+                    self._connect(link)
         if self._store is not None and self._current is None and now >= self._commit_at:
             self.commit()
-
-    def _watch_silence(self, link: _Link, heard_at: float, now: float) -> None:
-        """Connect an endpoint anew whose beats stay away.
-
-        After a protocol error (a frame beyond all bounds, another service on the port for a while) libzmq gives a
-        connection up for ever without a word.
-        """
-        beat = link.reader.beat
-        patience = max(self._options.silence, 0.0 if beat is None else 3e-3 * beat.facts.interval_ms)
-        if now - heard_at < patience:
-            link.reconnects, link.reconnect_at = 0, 0.0
-        elif now >= link.reconnect_at:
-            link.reconnect_at = now + min(_RECONNECT_SECONDS, patience * 2.0**link.reconnects)
-            link.reconnects = min(link.reconnects + 1, 10)
-            try:
-                self._socket.disconnect(link.endpoint.publish)
-            except zmq.ZMQError:
-                pass
-            self._socket.connect(link.endpoint.publish)
-
-    def _start_fetch(self, link: _Link, now: float) -> None:
-        self._request = self._request % 0xFFFF_FFFF + 1
-        if link.socket is None:
-            link.socket = sockets.fetch_socket(self._context, link.endpoint.replay, frame_bytes=self._frame_bytes)
-            self._poller.register(link.socket, zmq.POLLIN)
-            self._fetching[link.socket] = link
-            link.connected = False
-        link.request = self._request
-        link.answered = False
-        link.moved_at = now
-        request = link.reader.fetch(self._request, self._options.fetch_bytes, now)
-        try:
-            link.socket.send(replay.encode_fetch(request), _NOBLOCK)
-        except zmq.Again:
-            self._fetch_failed(link, now)
-
-    def _watch_fetch(self, link: _Link, now: float) -> None:
-        silent = now - link.moved_at
-        if link.answered:
-            if silent > _ANSWER_SECONDS:
-                self._fetch_failed(link, now)
-            return
-        if silent > _LOCAL_SECONDS and self._read_home(link, now):
-            return
-        if silent > _CONNECT_SECONDS:
-            self._fetch_failed(link, now)
-
-    def _fetch_failed(self, link: _Link, now: float) -> None:
-        """Nobody answers: try again later, or as soon as the endpoint is heard."""
-        self._end_fetch(link)
-        least, most = _RETRY_SECONDS
-        link.next_try_at = now + min(most, least * 2.0 ** min(link.failures, 10))
-        link.failures += 1
-        link.heard_at_failure = link.reader.heard_at
-
-    def _end_fetch(self, link: _Link) -> None:
-        link.request = 0
-        if link.socket is not None:
-            self._poller.unregister(link.socket)
-            del self._fetching[link.socket]
-            link.socket.close(0)
-            link.socket = None
-
-    def _drain_answers(self, socket: zmq.Socket[bytes], link: _Link, now: float) -> bool:
-        for _ in range(8):
-            if len(self._ready) >= _READY:
-                return True
-            try:
-                frames = socket.recv_multipart(_NOBLOCK)
-            except zmq.Again:
-                return False
-            try:
-                if len(frames) != 2:
-                    raise WireError(Reason.FRAMES, f"a replay answer of {len(frames)} frames")
-                self._take_answer(link, frames[0], frames[1], now)
-            except Refused as error:
-                self._refused(b"", error, now, link.endpoint.name)
-                self._fetch_failed(link, now)
-            except JournalError as error:
-                self._refused(b"", WireError(Reason.MALFORMED, str(error)), now, link.endpoint.name)
-                self._fetch_failed(link, now)
-            if link.socket is not socket:
-                return True
-        return True
-
-    def _take_answer(self, link: _Link, header: bytes, payload: bytes, now: float) -> None:
-        kind, request = replay.decode_header(header)
-        if request != link.request:
-            return  # of a fetch that was given up
-        link.answered = True
-        link.moved_at = now
-        link.failures = 0
-        self._close_home(link)
-        reader = link.reader
-        if not link.connected:
-            link.connected = True
-            if reader.joins_by_age:
-                # the request may have waited for the endpoint to come up, and its age is too small by as much
-                self._start_fetch(link, now)
-                return
-        if kind is replay.Kind.RECORDS:
-            for error in reader.on_records(payload):
-                self._refused(b"", error, now, link.endpoint.name)
-            return
-        if kind is replay.Kind.BEAT:
-            reader.on_fetched_beat(beats.decode(payload), now)
-            return
-        fact = replay.decode_fact(kind, payload)
-        if isinstance(fact, replay.Start):
-            reader.on_start(fact)
-        elif isinstance(fact, replay.End):
-            for error in reader.on_end(fact):
-                self._refused(b"", error, now, link.endpoint.name)
-            link.request = 0
-            if reader.wants_fetch:
-                link.next_try_at = now
-                self._start_fetch(link, now)
-            else:
-                self._hungry.pop(link.endpoint.name, None)
-                self._end_fetch(link)
-        else:
-            log.warning("endpoint %s cannot replay: %s (%s)", link.endpoint.name, fact.text, fact.code)
-            self._fetch_failed(link, now)
-
-    # --- a journal on this machine whose endpoint is down ------------------------------------------------------
-
-    def _read_home(self, link: _Link, now: float) -> bool:
-        """Read the stream from the journal's files; return False where there are none here."""
-        if self._local is None:
-            return False
-        try:
-            if link.home is None:
-                link.home = self._local(link.endpoint.name)
-                if link.home is None:
-                    return False
-            home, reader = link.home, link.reader
-            fetch = reader.fetch(0, self._options.fetch_bytes, now)
-            if fetch.time_ms is not None:
-                after = home.position_at(fetch.time_ms)
-            elif fetch.age_ms is not None:
-                after = home.position_at(int(self._clock.wall() * 1000) - fetch.age_ms)
-            elif fetch.epoch is not None and fetch.epoch != home.epoch:
-                after = 0
-            else:
-                after = min(fetch.after or 0, home.head)
-            after = max(after, home.start - 1)
-            reader.on_start(replay.Start(home.epoch, after), local=True)
-            below = TopicFilter(fetch.filters[0]) if fetch.filters else None
-            piece = home.read(after, self._options.fetch_bytes, wanted=below.matches if below else None)
-            for error in reader.on_records(piece.data):
-                self._refused(b"", error, now, link.endpoint.name)
-            for error in reader.on_end(replay.End(piece.through, piece.end, list(piece.lost))):
-                self._refused(b"", error, now, link.endpoint.name)
-        except (JournalError, Refused, OSError) as error:
-            log.warning("endpoint %s: its journal here cannot be read: %s", link.endpoint.name, error)
-            self._close_home(link)
-            return False
-        self._end_fetch(link)
-        link.home_checked_at = now
-        if reader.wants_fetch:
-            link.next_try_at = self._next_timer = now
-        else:
-            self._hungry.pop(link.endpoint.name, None)
-        return True
-
-    def _follow_home(self, link: _Link, now: float) -> None:
-        """See whether a short-lived publisher has added to a journal that we read as a file."""
-        home = link.home
-        if home is None or now - link.home_checked_at < _LOCAL_POLL_SECONDS:
-            return
-        link.home_checked_at = now
-        refresh = getattr(home, "refresh", None)
-        try:
-            if refresh is not None and refresh() and (home.epoch, home.head) != _place(link.reader):
-                link.reader.read_again()
-                self._hungry[link.endpoint.name] = link
-        except (FedbusError, OSError) as error:
-            log.warning("endpoint %s: its journal here cannot be read: %s", link.endpoint.name, error)
-            self._close_home(link)
-
-    def _close_home(self, link: _Link) -> None:
-        home: Any = link.home
-        link.home = None
-        if home is not None and hasattr(home, "close"):
-            home.close()
-
-
-def _place(reader: StreamReader) -> tuple[str, int]:
-    return reader.epoch, reader.accounted
 
 
 def _claimed_endpoint(frame: bytes) -> str:
