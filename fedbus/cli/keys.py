@@ -20,9 +20,10 @@ from fedbus.errors import FedbusError, KeysError, TrustError
 from fedbus.model.topic import Naming
 from fedbus.trust.authority import ALGORITHMS, CA_DAYS, CERTIFICATE_DAYS, CRL_DAYS, Algorithm, Authority, Issued
 from fedbus.trust.expiry import Expiry, stamp
-from fedbus.trust.keyring import Keyring, KeyringOptions, load_certificates
+from fedbus.trust.keyring import Keyring, load_certificates
 from fedbus.trust.leaf import certificate_names
 from fedbus.trust.names import is_name
+from fedbus.trust.options import KeyringOptions
 from fedbus.trust.policy import Policy
 from fedbus.trust.verifier import Verifier
 

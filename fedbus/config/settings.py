@@ -29,13 +29,12 @@ from fedbus.config.files import (
 from fedbus.config.units import parse_duration, parse_size
 from fedbus.errors import ConfigError, FedbusError
 from fedbus.hub.options import ConsumerSettings, HubOptions
-from fedbus.journal.journal import JournalOptions, SyncPolicy
+from fedbus.journal.options import JournalOptions, SyncPolicy
 from fedbus.model.limits import Limits
 from fedbus.model.topic import Naming, TopicFilter
 from fedbus.transport.endpoint import Address, Endpoint, check_name
-from fedbus.transport.publisher import PublisherOptions
-from fedbus.transport.subscriber import SubscriberOptions
-from fedbus.trust.keyring import KeyringOptions
+from fedbus.transport.options import PublisherOptions, SubscriberOptions
+from fedbus.trust.options import KeyringOptions
 from fedbus.trust.policy import Policy, Rule
 
 STATE = Path("/var/lib/fedbus")  # what FHS calls for; `fedbus init` writes a folder of its own

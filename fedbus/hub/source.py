@@ -14,8 +14,9 @@ from fedbus.model.position import Cursor
 from fedbus.model.stream import StreamHome
 from fedbus.model.topic import Naming, TopicFilter
 from fedbus.transport.endpoint import Endpoint
+from fedbus.transport.options import SubscriberOptions
 from fedbus.transport.reader import Loss, Since
-from fedbus.transport.subscriber import Subscriber, SubscriberOptions
+from fedbus.transport.subscriber import Subscriber
 from fedbus.trust.verifier import Verifier
 
 

@@ -7,9 +7,6 @@ import logging
 import os
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
-from enum import StrEnum
-from pathlib import Path
 from typing import Self
 
 import uuid_utils
@@ -20,6 +17,7 @@ from fedbus.failpoints import ARMED, hit, torn_writev
 from fedbus.journal import opening
 from fedbus.journal.index import Index
 from fedbus.journal.opening import heads_before
+from fedbus.journal.options import JournalOptions, SyncPolicy
 from fedbus.journal.reader import JournalReader
 from fedbus.journal.reading import Reading, Segment
 from fedbus.journal.retention import SegmentInfo, removable
@@ -50,28 +48,6 @@ _IOV_MAX = os.sysconf("SC_IOV_MAX")
 _VANISHED = 2**32
 _UNCACHE_STEP = 4 * 2**20  # bytes let go of by the page cache at once
 _ROLL_AGE = 1 / 8  # of retain_age: so much longer than that may a message of a quiet stream be kept
-
-
-class SyncPolicy(StrEnum):
-    """What an append that returned outlives besides the process."""
-
-    ALWAYS = "always"  # a loss of power
-    INTERVAL = "interval"  # a loss of power, ``sync_interval`` seconds later
-    ASYNC = "async"  # only the process; the kernel writes when it likes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JournalOptions:
-    """Where the journal lives, how eagerly it syncs, and how much it keeps."""
-
-    directory: Path
-    sync: SyncPolicy = SyncPolicy.ALWAYS
-    sync_interval: float = 0.05  # seconds that a loss of power may cost under INTERVAL
-    segment_bytes: int = 64 * 2**20  # a closed segment is never written again
-    retain_bytes: int = 2**30  # 0: no limit; the disk used is at most this and one segment more
-    retain_age: float = 7 * 86400.0  # seconds; 0: no limit
-    topics: int = 10_000  # distinct topics at most
-    cached_bytes: int = 32 * 2**20  # of the newest part that stay in the page cache; 0: whatever the kernel keeps
 
 
 class Journal(Reading):

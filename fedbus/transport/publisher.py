@@ -43,6 +43,7 @@ from fedbus.transport import sockets
 from fedbus.transport.batch import Pending, Receipt, SealedBatch, Sealer, Topic
 from fedbus.transport.commit import Committer
 from fedbus.transport.endpoint import Endpoint
+from fedbus.transport.options import PublisherOptions
 from fedbus.transport.replay import ReplayServer
 from fedbus.trust.signer import Signer
 from fedbus.wire import beat, strict
@@ -58,24 +59,6 @@ _RETAIN_SECONDS = 60.0  # between two looks at what the journal need not keep
 _OVERLAP = 256
 _BEAT_TICK = 0.05  # seconds
 _TOPICS_IN_BEAT = 1000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PublisherOptions:
-    """How much a publisher takes in, how it groups, and how often it signs."""
-
-    signatures_per_second: float = 2000.0  # what one subscriber's core verifies with room to spare
-    signature_burst: int = 32
-    queue_messages: int = 10_000
-    queue_bytes: int = 64 * 2**20
-    beat_interval: float = 1.0
-    batch_messages: int = 1024
-    batch_bytes: int = 2**20
-    parcel_messages: int = 256
-    parcel_bytes: int = 128 * 2**10
-    send_hwm: int = 1000  # parcels waiting for one slow subscriber; what is beyond it reads from the journal
-    replay_bytes: int = 256 * 2**10  # one answer frame
-    replay_sessions: int = 1000  # readers that are served at the same time
 
 
 @dataclass(slots=True)

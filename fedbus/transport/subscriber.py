@@ -30,6 +30,7 @@ from fedbus.transport import sockets
 from fedbus.transport.endpoint import Endpoint
 from fedbus.transport.fetch import Fetcher
 from fedbus.transport.link import Link
+from fedbus.transport.options import SubscriberOptions
 from fedbus.transport.reader import Loss, Mode, Ready, Since, StreamReader
 from fedbus.transport.refusals import RefusalLog
 from fedbus.trust.verifier import Verifier
@@ -44,19 +45,6 @@ _DRAIN = 128  # frames taken from a socket before something else gets its turn
 _MESSAGES = 256  # returned by one receive(), at most
 _LISTENED_SECONDS = 1.0  # one look at the sockets is worth no more, however long the user was busy before it
 _WATCH_SECONDS = 0.5
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SubscriberOptions:
-    """How much a subscriber holds, and how it reads journals."""
-
-    receive_hwm: int = 1000  # frames of one endpoint waiting to be read
-    pending_bytes: int = 8 * 2**20  # live parcels of one stream held while its journal is read
-    fetch_bytes: int = 4 * 2**20  # what one request asks for
-    concurrent_fetches: int = 64
-    commit_interval: float = 1.0  # seconds between two writes of a named cursor
-    silence: float = 5.0  # seconds without a sign of life after which an endpoint is connected anew, at the earliest
-    refresh_interval: float = 5.0  # seconds between two looks at the files of CA and revocation list
 
 
 @dataclass(slots=True)

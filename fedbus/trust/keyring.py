@@ -18,6 +18,7 @@ from fedbus.errors import KeysError
 from fedbus.trust.expiry import CRL_ALARM_DAYS, Expiry, ExpiryAlarms, stamp
 from fedbus.trust.files import file_mark, read_private, read_public
 from fedbus.trust.leaf import PARSER_ERRORS
+from fedbus.trust.options import KeyringOptions
 
 log = logging.getLogger(__name__)
 
@@ -38,15 +39,6 @@ _ORDERLY_REASONS = frozenset(
 )
 _KNOWN_CRL_EXTENSIONS = frozenset({ExtensionOID.CRL_NUMBER, ExtensionOID.AUTHORITY_KEY_IDENTIFIER})
 _KNOWN_ENTRY_EXTENSIONS = frozenset({CRLEntryExtensionOID.CRL_REASON, CRLEntryExtensionOID.INVALIDITY_DATE})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeyringOptions:
-    """Where the trusted CA certificates and their revocation lists are."""
-
-    ca: Path  # PEM; several certificates while one CA takes over from another
-    crl: Path | None  # PEM, one list for each CA; None: revocation is not checked, which is logged
-    crl_grace: float = 0.0  # seconds that a list may be out of date, or missing after a start, and still count
 
 
 @dataclass(frozen=True, slots=True)

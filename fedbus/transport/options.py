@@ -1,0 +1,36 @@
+"""What can be set about publishers and subscribers; apart from them, so that `config` loads no sockets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublisherOptions:
+    """How much a publisher takes in, how it groups, and how often it signs."""
+
+    signatures_per_second: float = 2000.0  # what one subscriber's core verifies with room to spare
+    signature_burst: int = 32
+    queue_messages: int = 10_000
+    queue_bytes: int = 64 * 2**20
+    beat_interval: float = 1.0
+    batch_messages: int = 1024
+    batch_bytes: int = 2**20
+    parcel_messages: int = 256
+    parcel_bytes: int = 128 * 2**10
+    send_hwm: int = 1000  # parcels waiting for one slow subscriber; what is beyond it reads from the journal
+    replay_bytes: int = 256 * 2**10  # one answer frame
+    replay_sessions: int = 1000  # readers that are served at the same time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubscriberOptions:
+    """How much a subscriber holds, and how it reads journals."""
+
+    receive_hwm: int = 1000  # frames of one endpoint waiting to be read
+    pending_bytes: int = 8 * 2**20  # live parcels of one stream held while its journal is read
+    fetch_bytes: int = 4 * 2**20  # what one request asks for
+    concurrent_fetches: int = 64
+    commit_interval: float = 1.0  # seconds between two writes of a named cursor
+    silence: float = 5.0  # seconds without a sign of life after which an endpoint is connected anew, at the earliest
+    refresh_interval: float = 5.0  # seconds between two looks at the files of CA and revocation list
