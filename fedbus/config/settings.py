@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
-import importlib.resources
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import jsonschema
 
 from fedbus.config.files import (
     PROBLEM_LIMIT,
@@ -26,6 +22,7 @@ from fedbus.config.files import (
     fingerprint,
     load_folder,
 )
+from fedbus.config.fits import fits
 from fedbus.config.units import parse_duration, parse_size
 from fedbus.errors import ConfigError, FedbusError
 from fedbus.hub.options import ConsumerSettings, HubOptions
@@ -99,7 +96,7 @@ class Settings:
         """
         if found := self.endpoints.get(name):
             return found
-        near = difflib.get_close_matches(name, self.endpoints, n=1)
+        near = _near(name, self.endpoints)
         hint = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(sorted(self.endpoints))}"
         raise ConfigError(f"{self.directory}: there is no endpoint {name!r}; {hint}")
 
@@ -147,8 +144,8 @@ class ConfigWatcher:
 @functools.cache
 def schema() -> dict[str, Any]:
     """Return the JSON Schema that ships with the package."""
-    text = importlib.resources.files("fedbus.config").joinpath("schema.json").read_text("utf-8")
-    loaded: dict[str, Any] = json.loads(text)
+    # importlib.resources takes 7 ms to import, and scripts start often
+    loaded: dict[str, Any] = json.loads(Path(__file__).with_name("schema.json").read_text("utf-8"))
     return loaded
 
 
@@ -189,6 +186,10 @@ _KINDS = {
 
 def _schema_problems(values: dict[str, Any], document: Document) -> Iterator[tuple[KeyPath | None, Problem]]:
     """Yield each fault with the path of the value that cannot be used; None where only something is missing."""
+    if fits(values, schema()):
+        return
+    import jsonschema
+
     validator = jsonschema.Draft202012Validator(schema())
     told: set[tuple[KeyPath, str]] = set()
     for error in validator.iter_errors(values):
@@ -225,7 +226,7 @@ def _explain(error: Any, path: KeyPath, document: Document) -> Iterator[tuple[Ke
         expected = error.schema.get("description") or " or ".join(_KINDS[kind] for kind in kinds)
         yield path, f"{here} must be {expected}, not {_shown(found)}"
     elif rule == "enum":
-        near = difflib.get_close_matches(str(found), wanted, n=1)
+        near = _near(str(found), wanted)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         yield path, f"{here} must be one of {', '.join(wanted)}, not {_shown(found)}{hint}"
     elif rule in ("pattern", "not"):
@@ -244,7 +245,7 @@ def _explain(error: Any, path: KeyPath, document: Document) -> Iterator[tuple[Ke
 
 def _suggestion(key: str, part: Mapping[str, Any], path: KeyPath) -> str:
     known = list(part["properties"])
-    if near := difflib.get_close_matches(key, known, n=1):
+    if near := _near(key, known):
         return f"; did you mean {near[0]!r}?"
     # a key that is right in itself, and stands at the wrong depth
     sections = {name: _resolved(section) for name, section in schema()["properties"].items()}
@@ -277,6 +278,12 @@ def _shown(value: object) -> str:
         return "a list"
     text = repr(value)
     return text if len(text) <= 60 else text[:60] + "…"
+
+
+def _near(name: str, known: Iterable[str]) -> list[str]:
+    import difflib  # only where something is wrong
+
+    return difflib.get_close_matches(name, list(known), n=1)
 
 
 def _faults(check: Any, *arguments: Any) -> list[str]:
