@@ -46,6 +46,13 @@ class Endpoint:
         """All after the first dot of the name."""
         return self.name.partition(".")[2]
 
+    def is_where(self, other: Endpoint) -> bool:
+        """Return whether readers find this one and *other* at the same place and in the same way.
+
+        Where it is written does not count: a line inserted above it moves nothing.
+        """
+        return (self.publish, self.replay, self.wire) == (other.publish, other.replay, other.wire)
+
 
 def check_name(name: str) -> None:
     """Return when *name* can name an endpoint.
@@ -115,7 +122,7 @@ def bind_address(address: str, *, endpoint: str) -> str:
         BindError: The host name is not known here.
     """
     parsed = Address.parse(address)
-    if parsed.scheme == "ipc" or parsed.is_ipv6 or _is_ip(parsed.host):
+    if parsed.scheme == "ipc" or parsed.is_ipv6 or is_ip(parsed.host):
         return str(parsed)
     try:
         found = socket.getaddrinfo(parsed.host, parsed.port, type=socket.SOCK_STREAM)
@@ -131,7 +138,8 @@ def bind_address(address: str, *, endpoint: str) -> str:
     return str(Address("tcp", host=str(found[0][4][0]), port=parsed.port))
 
 
-def _is_ip(host: str) -> bool:
+def is_ip(host: str) -> bool:
+    """Return whether *host*, without brackets, is an address rather than a name."""
     try:
         ipaddress.ip_address(host)
     except ValueError:

@@ -19,6 +19,7 @@ from fedbus.model.stream import StreamHome
 from fedbus.model.topic import TopicFilter
 from fedbus.transport import sockets
 from fedbus.transport.link import Link
+from fedbus.transport.names import Names
 from fedbus.transport.reader import Ready
 from fedbus.wire import beat as beats
 from fedbus.wire import replay
@@ -29,6 +30,7 @@ _NOBLOCK = int(zmq.NOBLOCK)
 _READY = 64  # entries waiting for the user, beyond which nothing more is taken in
 _PARTS = 8  # of one answer, before another gets its turn
 _LOCAL_SECONDS = 0.3  # after which a journal on this machine is read as a file
+_LOOK_UP_SECONDS = 1.0  # for which a question about a host may go without an answer
 _LOCAL_POLL_SECONDS = 0.5
 
 RefusedFrom = Callable[[Refused, str, float], None]
@@ -47,6 +49,7 @@ class Fetcher:
         concurrent: int,
         frame_bytes: int,
         local: Callable[[str], StreamHome | None] | None,
+        names: Names,
         refused: RefusedFrom,
         clock: Clock,
     ) -> None:
@@ -58,6 +61,7 @@ class Fetcher:
         self._concurrent = concurrent
         self._frame_bytes = frame_bytes
         self._local = local
+        self._names = names
         self._refused = refused
         self._clock = clock
         self._request = 0
@@ -102,7 +106,12 @@ class Fetcher:
     def _start(self, link: Link, now: float) -> None:
         self._request = self._request % 0xFFFF_FFFF + 1
         if link.socket is None:
-            link.socket = sockets.fetch_socket(self._context, link.endpoint.replay, frame_bytes=self._frame_bytes)
+            addresses = self._names.addresses(link.endpoint.replay)
+            if not addresses:
+                self._start_nowhere(link, now)
+                return
+            address = addresses[link.failures % len(addresses)]
+            link.socket = sockets.fetch_socket(self._context, address, frame_bytes=self._frame_bytes)
             self._poller.register(link.socket, zmq.POLLIN)
             self.sockets[link.socket] = link
             link.connected = False
@@ -111,6 +120,13 @@ class Fetcher:
         try:
             link.socket.send(replay.encode_fetch(request), _NOBLOCK)
         except zmq.Again:
+            self._failed(link, now)
+
+    def _start_nowhere(self, link: Link, now: float) -> None:
+        """The host of the journal is not known, or the answer is still to come."""
+        if self._names.asking(link.endpoint.replay, since=now - _LOOK_UP_SECONDS):
+            return
+        if not self._read_home(link, now):
             self._failed(link, now)
 
     def _watch(self, link: Link, now: float) -> bool:

@@ -41,6 +41,8 @@ class Link:
     since: float  # when it was connected for the first time
 
     # the live feed
+    address: str = ""  # what the SUB socket is connected to; empty while nobody knows its host
+    attempt: int = 0  # which of the addresses of its host is tried next
     heard_at: float | None = None  # as of the last look
     came_at: float = 0.0  # when it was first heard after a silence
     quiet: float = 0.0  # seconds that somebody listened without hearing it
@@ -116,6 +118,11 @@ class Link:
             self.endpoint.publish,
             self.quiet,
         )
+
+    @property
+    def may_have_moved(self) -> bool:
+        """Whether it is silent, and its address was looked up by a name, which may stand for another one by now."""
+        return self.reader.silent_since is not None and self.address != self.endpoint.publish
 
     # --- requests to its journal -------------------------------------------------------------------------------
 

@@ -30,6 +30,7 @@ from fedbus.transport import sockets
 from fedbus.transport.endpoint import Endpoint
 from fedbus.transport.fetch import Fetcher
 from fedbus.transport.link import Link
+from fedbus.transport.names import Names
 from fedbus.transport.options import SubscriberOptions
 from fedbus.transport.reader import Loss, Mode, Ready, Since, StreamReader
 from fedbus.transport.refusals import RefusalLog
@@ -45,6 +46,7 @@ _DRAIN = 128  # frames taken from a socket before something else gets its turn
 _MESSAGES = 256  # returned by one receive(), at most
 _LISTENED_SECONDS = 1.0  # one look at the sockets is worth no more, however long the user was busy before it
 _WATCH_SECONDS = 0.5
+_PARKED = 1000  # readers of endpoints that were removed, at most
 
 
 @dataclass(slots=True)
@@ -79,7 +81,12 @@ class Subscriber:
         local: Callable[[str], StreamHome | None] | None = None,
         on_loss: Callable[[Loss], None] | None = None,
         strict: bool = False,
+        names: Names | None = None,
+        follow: Callable[[], Iterable[Endpoint] | None] | None = None,
     ) -> None:
+        """Connect to *endpoints*, and later to those that *follow* returns: it is asked now and then, and returns None
+        where the list has not changed. *names* looks up hosts; the subscribers of one bus share it.
+        """
         self.filters = list(filters)
         self.stats = SubscriberStats()
         self.cursor = cursor
@@ -92,6 +99,8 @@ class Subscriber:
         self._store = store
         self._on_loss = on_loss
         self._strict = strict
+        self._names = names or Names(clock)
+        self._follow = follow
         self._pid = os.getpid()
         self._parcel_bytes = 4 * limits.message_bytes + 2**16
         self._frame_bytes = 8 * limits.message_bytes + 2**20  # beyond it libzmq drops the connection
@@ -103,6 +112,8 @@ class Subscriber:
         self._given = 0  # the last sequence of it that receive() has returned
         self._links: dict[str, Link] = {}
         self._parked: dict[str, StreamReader] = {}  # of endpoints that are not configured any more
+        self._nowhere: dict[str, Link] = {}  # whose host is not known, or not yet
+        self._look_up_at = 0.0
         self._next_timer = 0.0
         self._watched_at = clock.monotonic()
         self._watch_seconds = min(_WATCH_SECONDS, options.silence / 4)
@@ -137,6 +148,7 @@ class Subscriber:
             concurrent=options.concurrent_fetches,
             frame_bytes=self._frame_bytes,
             local=local,
+            names=self._names,
             refused=self._refused_answer,
             clock=clock,
         )
@@ -226,16 +238,18 @@ class Subscriber:
     def done(self, message: Message) -> None:
         """Say that *message*, and all before it in its stream, was worked on, without asking for the next one."""
         link = self._links.get(message.endpoint)
-        if link is not None and link.reader.epoch == message.epoch:
-            link.reader.handed = max(link.reader.handed, message.sequence)
+        reader = self._parked.get(message.endpoint) if link is None else link.reader
+        if reader is not None and reader.epoch == message.epoch:
+            reader.handed = max(reader.handed, message.sequence)
 
     def positions(self) -> Cursor:
         """Return, for each stream that was joined, up to where its messages have been worked on."""
         found: Cursor = {}
-        for name, link in self._links.items():
-            position = link.reader.position
+        # those of endpoints that were removed too: what was worked on of them must not come again after a restart
+        for reader in (*self._parked.values(), *self.readers()):
+            position = reader.position
             if position is not None:
-                found[name] = position
+                found[reader.endpoint] = position
         return found
 
     def commit(self) -> None:
@@ -292,10 +306,11 @@ class Subscriber:
         wanted = {one.name: one for one in endpoints if one.wire == "native"}
         for name, link in list(self._links.items()):
             new = wanted.get(name)
-            if new is None or (new.publish, new.replay) != (link.endpoint.publish, link.endpoint.replay):
-                self._parked[name] = link.reader  # it knows what was handed on, should the endpoint come back
+            if new is None or not new.is_where(link.endpoint):
+                self._park(link.reader)
                 self._fetcher.drop(link)
                 del self._links[name]
+                self._nowhere.pop(name, None)
                 self._disconnect(link)
         for name, endpoint in wanted.items():
             if name in self._links:
@@ -312,14 +327,33 @@ class Subscriber:
             self._connect(link)
         self._next_timer = 0.0
 
+    def _park(self, reader: StreamReader) -> None:
+        """Keep *reader*, which knows what was handed on, should its endpoint come back."""
+        self._parked[reader.endpoint] = reader
+        if len(self._parked) > _PARKED:
+            self.commit()
+            del self._parked[next(iter(self._parked))]
+
     def _connect(self, link: Link) -> None:
-        self._socket.connect(link.endpoint.publish)
+        """Connect to where the endpoint is now, in place of where it was; wait while nobody knows its host."""
+        addresses = self._names.addresses(link.endpoint.publish)
+        if not addresses:
+            self._nowhere[link.endpoint.name] = link
+            return
+        self._nowhere.pop(link.endpoint.name, None)
+        # a second connect() to the same address does nothing
+        self._disconnect(link)
+        link.address = addresses[link.attempt % len(addresses)]
+        link.attempt += 1
+        self._socket.connect(link.address)
 
     def _disconnect(self, link: Link) -> None:
-        try:
-            self._socket.disconnect(link.endpoint.publish)
-        except zmq.ZMQError:
-            pass  # libzmq has given it up by itself
+        if link.address:
+            try:
+                self._socket.disconnect(link.address)
+            except zmq.ZMQError:
+                pass  # libzmq has given it up by itself
+            link.address = ""
 
     def _new_reader(self, name: str) -> StreamReader:
         position = self._positions.get(name)
@@ -457,6 +491,15 @@ class Subscriber:
 
     def _on_timer(self, now: float) -> None:
         """Drive the requests to journals, connect anew what is silent, look at files that may have changed."""
+        if self._follow is not None:
+            changed = self._follow()
+            if changed is not None:
+                self.update(changed)
+        if self._nowhere and now >= self._look_up_at:
+            # hundreds of hosts that nobody knows must not keep us busy
+            self._look_up_at = now + 0.002 * len(self._nowhere)
+            for link in list(self._nowhere.values()):
+                self._connect(link)
         again = self._fetcher.on_timer(now)
         self._next_timer = now if again else now + (0.05 if self._hungry else 0.5)
         if now >= self._refresh_at:
@@ -469,9 +512,9 @@ class Subscriber:
                 if link.home is not None and link.request == 0:
                     self._fetcher.follow_home(link, now)
                 if link.look(listened):
-                    # a second connect() to the same address does nothing
-                    self._disconnect(link)
                     self._connect(link)
+                elif link.may_have_moved and link.address not in self._names.addresses(link.endpoint.publish):
+                    self._connect(link)  # the question that the last attempt has asked has an answer now
         if self._store is not None and self._current is None and now >= self._commit_at:
             self.commit()
 
