@@ -22,9 +22,8 @@ _LONGEST_BEAT = 60.0  # seconds; one that beats more rarely is connected anew be
 _REOPEN_SECONDS = 60.0  # the longest pause between two new connections to an endpoint that is silent
 _FIRST_REOPEN = 3.0  # a new connection gets so many times the patience before the next one is made
 _DOWN_SECONDS = 1.0  # a first answer that has not come by then, of an endpoint that is not heard: it is down
-_PATIENCE_SECONDS = 2.0  # the same of one that is heard, and so is up; a link of 2 s delay takes 16 to open
+_PATIENCE_SECONDS = 2.0  # the same of one that is heard, and so is up; it grows: a link of 2 s delay takes 16 to open
 _MOST_PATIENCE = 30.0
-_STALL_SECONDS = 5.0  # an answer that pauses for so long is given up, at the earliest
 _RETRY_SECONDS = (1.0, 30.0)
 _LEAST_BUDGET = 16 * 2**10
 _ALARM_AFTER = 3  # requests in a row that an endpoint, which is heard, has left unanswered
@@ -36,7 +35,7 @@ class Link:
 
     endpoint: Endpoint
     reader: StreamReader
-    silence: float  # seconds without a sign of life after which it is connected anew, at the earliest
+    silence: float  # seconds without a sign of life after which a connection is given up, at the earliest
     fetch_bytes: int  # what one request asks for, at most
     since: float  # when it was connected for the first time
 
@@ -48,6 +47,7 @@ class Link:
     quiet: float = 0.0  # seconds that somebody listened without hearing it
     reopen_at: float = 0.0  # in seconds of `quiet`
     reopened: int = 0  # since it was last heard
+    alarm: int = logging.DEBUG  # the level at which its silence was told
 
     # the current request
     socket: zmq.Socket[bytes] | None = None
@@ -59,7 +59,7 @@ class Link:
 
     # requests to come
     budget: int = 0  # 0: not known yet, so `fetch_bytes`
-    patience: float = _PATIENCE_SECONDS  # how long a first answer may take while the endpoint is heard
+    patience: float = 0.0  # how long a first answer may take while the endpoint is heard
     next_try_at: float = 0.0
     failures: int = 0
     unanswered: int = 0  # in a row, while the endpoint was heard
@@ -85,7 +85,8 @@ class Link:
                 self.came_at = reader.heard_at or 0.0
             self.heard_at = reader.heard_at
             if reader.silent_since is not None:
-                log.info("endpoint %s is heard again, after %.0f s", self.endpoint.name, self.quiet)
+                level = min(self.alarm, logging.INFO)
+                log.log(level, "endpoint %s is heard again, after %.0f s", self.endpoint.name, self.quiet)
                 reader.silent_since = None
             self.quiet, self.reopened = 0.0, 0
             return False
@@ -109,8 +110,9 @@ class Link:
         self.reader.silent_since = self.since if heard_at is None else heard_at
         # one that was there for a moment only is a command that has ended, and one that never was may come any time
         lasted = heard_at is not None and heard_at - self.came_at > patience
+        self.alarm = logging.WARNING if lasted else logging.DEBUG
         log.log(
-            logging.WARNING if lasted else logging.INFO,
+            self.alarm,
             "nothing that verifies %s endpoint %s at %s for %.1f s; it is connected anew, again and again until it is "
             "heard; see whether it runs, and what is between here and there",
             "was heard of" if heard_at is None else "has come from",
@@ -142,13 +144,17 @@ class Link:
         """Whether the request has been left without an answer, or in the middle of one, for too long."""
         pause = now - self.moved_at
         if self.answered:
-            return pause > max(_STALL_SECONDS, self.patience)
-        return pause > (self.patience if self.is_heard else _DOWN_SECONDS)
+            return pause > max(self.silence, self.patience)
+        return pause > (max(self.patience, self._least_patience) if self.is_heard else _DOWN_SECONDS)
+
+    @property
+    def _least_patience(self) -> float:
+        return min(_PATIENCE_SECONDS, self.silence)
 
     def moved(self, now: float) -> None:
         """A part of an answer has come."""
         if not self.answered:
-            self.patience = max(_PATIENCE_SECONDS, min(_MOST_PATIENCE, 4.0 * (now - self.asked_at)))
+            self.patience = min(_MOST_PATIENCE, 4.0 * (now - self.asked_at))
         self.answered = True
         self.moved_at = now
         self.failures = 0
@@ -173,7 +179,7 @@ class Link:
             self.budget = max(_LEAST_BUDGET, (self.budget or self.fetch_bytes) // 8)
         if self.is_heard:
             if overdue:
-                self.patience = min(_MOST_PATIENCE, 3.0 * self.patience)
+                self.patience = min(_MOST_PATIENCE, 3.0 * max(self.patience, self._least_patience))
             self.unanswered += 1
             if self.unanswered == _ALARM_AFTER:
                 log.warning(
