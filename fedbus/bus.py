@@ -27,6 +27,9 @@ from fedbus.transport.endpoint import Endpoint
 from fedbus.transport.publisher import Publisher
 from fedbus.transport.reader import Loss, Since
 from fedbus.transport.subscriber import Subscriber
+from fedbus.transport.zap import Gate, LinkStats
+from fedbus.trust import curve
+from fedbus.trust.curve import LINK_KEY, CurvePair
 from fedbus.trust.keyring import Keyring
 from fedbus.trust.signer import Signer
 from fedbus.trust.verifier import Verifier
@@ -60,6 +63,7 @@ class Bus:
         self._store: CursorStore | None = None
         self._publishers: list[Publisher] = []
         self._subscribers: list[Subscriber] = []
+        self._gate: Gate | None = None
 
     @classmethod
     def open(cls, config: str | Path | Settings | None = None) -> Bus:
@@ -99,6 +103,7 @@ class Bus:
             context=self._context,
             clock=self._clock,
             may_publish=lambda topic: policy.check(endpoint, topic),
+            gate=self._open_gate(),
         )
         self._publishers.append(publisher)
         return publisher
@@ -157,6 +162,7 @@ class Bus:
             local=self._local_journal,
             on_loss=on_loss,
             strict=strict,
+            pair=self._pair(),
         )
         self._subscribers.append(subscriber)
         return subscriber
@@ -215,6 +221,7 @@ class Bus:
             store=self.cursors,
             local=self._local_journal,
             parse_since=lambda text: parse_since(text, clock),
+            pair=self._pair(),
         )
         enabled = [one if isinstance(one, Enabled) else enable(one) for one in consumers]
         return Hub(source, enabled, options=options or settings.hub, problems=problems, watch=watch)
@@ -234,6 +241,22 @@ class Bus:
             self._store = CursorStore.open(self.settings.cursors)
         return self._store
 
+    @property
+    def links(self) -> LinkStats:
+        """Who was let in, refused and banned by the publishers of this bus; all zero before the first is opened."""
+        return LinkStats() if self._gate is None else self._gate.stats
+
+    def _open_gate(self) -> Gate:
+        if self._gate is None:
+            self._gate = Gate(self._context, self.settings.links, clock=self._clock)
+        return self._gate
+
+    def _pair(self) -> CurvePair | None:
+        """Return the CURVE pair of this host as a reader, if it has one."""
+        chosen = self.settings.links.key
+        path = chosen or self.settings.keys / LINK_KEY
+        return curve.load_pair(path) if chosen is not None or path.exists() else None
+
     def close(self) -> None:
         """Close all publishers (what they accepted is journaled and sent first), subscribers and the cursor store."""
         if self._pid != os.getpid():
@@ -250,6 +273,8 @@ class Bus:
         if self._store is not None:
             self._store.close()
             self._store = None
+        if self._gate is not None:
+            self._gate.close()
         self._context.term()
         if failures:
             raise failures[0]

@@ -29,8 +29,9 @@ from fedbus.hub.options import ConsumerSettings, HubOptions
 from fedbus.journal.options import JournalOptions, SyncPolicy
 from fedbus.model.limits import Limits
 from fedbus.model.topic import Naming, TopicFilter
-from fedbus.transport.endpoint import Address, Endpoint, check_name
-from fedbus.transport.options import PublisherOptions, SubscriberOptions
+from fedbus.transport.endpoint import Address, Also, Endpoint, check_name
+from fedbus.transport.options import LinkOptions, PublisherOptions, SubscriberOptions
+from fedbus.trust import curve
 from fedbus.trust.options import KeyringOptions
 from fedbus.trust.policy import Policy, Rule
 
@@ -65,6 +66,7 @@ class Settings:
     journals: Mapping[str, JournalOptions]
     publisher: PublisherOptions
     subscriber: SubscriberOptions
+    links: LinkOptions
     limits: Limits
     hub: HubOptions
     consumers: Mapping[str, ConsumerSettings]
@@ -380,6 +382,7 @@ class _Builder:
             journals=journals,
             publisher=self._options(PublisherOptions, "publisher", section("publisher")),
             subscriber=self._options(SubscriberOptions, "subscriber", section("subscriber")),
+            links=self._options(LinkOptions, "links", self._links(section("links"))),
             limits=self._options(Limits, "limits", section("limits")),
             hub=self._hub(section("hub")),
             consumers=dict(self._consumers(section("consumers"), naming)),
@@ -441,7 +444,35 @@ class _Builder:
             origin=str(self._document.origin(path)),
             certificate=values.get("certificate") or keys / f"{name}.crt",
             key=values.get("key") or keys / f"{name}.key",
+            curve=self._curve((*path, "curve"), values.get("curve")),
+            curve_key=values.get("curve_key") or keys / f"{name}{curve.SUFFIX}",
+            also=self._also((*path, "also"), values.get("also"), keys / f"{name}{curve.SUFFIX}"),
         )
+
+    def _also(self, path: KeyPath, values: Any, key: Path) -> Also | None:
+        if not isinstance(values, dict):
+            return None
+        return Also(
+            publish=self._address((*path, "publish"), values.get("publish")),
+            replay=self._address((*path, "replay"), values.get("replay")),
+            curve=self._curve((*path, "curve"), values.get("curve")),
+            curve_key=values.get("curve_key") or key,
+        )
+
+    def _curve(self, path: KeyPath, text: Any) -> str:
+        if not isinstance(text, str) or not curve.is_key(text):
+            if isinstance(text, str):
+                self.refuse(path, f"{dotted(path)}: not the public key of a CURVE pair; `fedbus keys curve` shows it")
+            return ""
+        return text
+
+    def _links(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Take "any" for every client; a list of clients is a file."""
+        clients = values.get("clients")
+        if isinstance(clients, str):
+            path = None if clients == "any" else self.path(("links", "clients"), clients)
+            return {**values, "clients": path}
+        return values
 
     def _address(self, path: KeyPath, text: str | None) -> str:
         if text is None:

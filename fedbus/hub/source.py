@@ -17,6 +17,7 @@ from fedbus.transport.endpoint import Endpoint
 from fedbus.transport.options import SubscriberOptions
 from fedbus.transport.reader import Loss, Since
 from fedbus.transport.subscriber import Subscriber
+from fedbus.trust.curve import CurvePair
 from fedbus.trust.verifier import Verifier
 
 
@@ -36,6 +37,7 @@ class Source:
     parse_since: Callable[[str], tuple[Since, Cursor]]
     """From the text that people write; raises ValueError."""
     version: int = field(default=0)
+    pair: CurvePair | None = None
 
     def filters(self, topics: Iterable[str]) -> list[TopicFilter]:
         """Return what people wrote as filters.
@@ -67,4 +69,5 @@ class Source:
             positions=positions,
             local=self.local,
             on_loss=on_loss,
+            pair=self.pair,
         )

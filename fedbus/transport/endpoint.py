@@ -21,11 +21,22 @@ Wire = Literal["native", "fedmsg"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Also:
+    """A second pair of addresses that a publisher binds, and that no reader uses: those of before, or of later."""
+
+    publish: str
+    replay: str
+    curve: str = ""
+    curve_key: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
     """One publisher, as every host knows it.
 
     ``publish`` and ``replay`` are addresses in the form that `Address.parse` returns; ``replay`` is empty for an
     endpoint that speaks the fedmsg format and offers no replay. ``origin`` is the ``FILE:LINE`` that defines it.
+    ``curve`` is the public key, in Z85, with which links to it are encrypted; empty for links that are not.
     """
 
     name: str
@@ -35,6 +46,9 @@ class Endpoint:
     origin: str = ""
     certificate: Path | None = None
     key: Path | None = None
+    curve: str = ""
+    curve_key: Path | None = None  # where the host that publishes has the pair that `curve` belongs to
+    also: Also | None = None
 
     @property
     def service(self) -> str:
@@ -51,7 +65,12 @@ class Endpoint:
 
         Where it is written does not count: a line inserted above it moves nothing.
         """
-        return (self.publish, self.replay, self.wire) == (other.publish, other.replay, other.wire)
+        return (self.publish, self.replay, self.wire, self.curve) == (
+            other.publish,
+            other.replay,
+            other.wire,
+            other.curve,
+        )
 
 
 def check_name(name: str) -> None:

@@ -21,6 +21,7 @@ from fedbus.transport import sockets
 from fedbus.transport.link import Link
 from fedbus.transport.names import Names
 from fedbus.transport.reader import Ready
+from fedbus.trust.curve import CurvePair
 from fedbus.wire import beat as beats
 from fedbus.wire import replay
 
@@ -31,7 +32,7 @@ _READY = 64  # entries waiting for the user, beyond which nothing more is taken 
 _PARTS = 8  # of one answer, before another gets its turn
 _LOCAL_SECONDS = 0.3  # after which a journal on this machine is read as a file
 _LOOK_UP_SECONDS = 1.0  # for which a question about a host may go without an answer
-_LOCAL_POLL_SECONDS = 0.5
+_LOCAL_POLL_SECONDS = 0.4
 
 RefusedFrom = Callable[[Refused, str, float], None]
 """Called with why something was refused, the endpoint that it came from, and the monotonic time."""
@@ -50,6 +51,7 @@ class Fetcher:
         frame_bytes: int,
         local: Callable[[str], StreamHome | None] | None,
         names: Names,
+        pair: CurvePair | None,
         refused: RefusedFrom,
         clock: Clock,
     ) -> None:
@@ -62,6 +64,7 @@ class Fetcher:
         self._frame_bytes = frame_bytes
         self._local = local
         self._names = names
+        self._pair = pair
         self._refused = refused
         self._clock = clock
         self._request = 0
@@ -111,7 +114,13 @@ class Fetcher:
                 self._start_nowhere(link, now)
                 return
             address = addresses[link.failures % len(addresses)]
-            link.socket = sockets.fetch_socket(self._context, address, frame_bytes=self._frame_bytes)
+            link.socket = sockets.fetch_socket(
+                self._context,
+                address,
+                frame_bytes=self._frame_bytes,
+                server=link.endpoint.curve,
+                pair=self._pair,
+            )
             self._poller.register(link.socket, zmq.POLLIN)
             self.sockets[link.socket] = link
             link.connected = False

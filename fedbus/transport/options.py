@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,3 +35,17 @@ class SubscriberOptions:
     commit_interval: float = 1.0  # seconds between two writes of a named cursor
     silence: float = 5.0  # seconds without a sign of life after which an endpoint is connected anew, at the earliest
     refresh_interval: float = 5.0  # seconds between two looks at the files of CA and revocation list
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkOptions:
+    """Who may connect to the endpoints of this host, and how much each may ask for; with which key we connect."""
+
+    key: Path | None = None  # the CURVE pair of this host as a reader; without one each program makes its own
+    clients: Path | None = (
+        None  # public keys of those who may connect to encrypted endpoints; None: all who know theirs
+    )
+    connections: int = 4096  # to one socket, from all addresses
+    connections_per_address: int = 512
+    subscriptions: int = 1000  # of one connection; a fedbus reader needs three
+    ban: float = 60.0  # seconds for which an address is refused that has broken the rules; 0.0: not at all

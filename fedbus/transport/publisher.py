@@ -47,6 +47,7 @@ from fedbus.transport.options import PublisherOptions
 from fedbus.transport.replay import ReplayServer
 from fedbus.trust.signer import Signer
 from fedbus.wire import beat, strict
+from fedbus.transport.zap import Gate, Subscriptions
 from fedbus.wire.envelope import optional_attributes
 
 log = logging.getLogger(__name__)
@@ -148,6 +149,7 @@ class Publisher:
         may_publish: Callable[[str], None] | None = None,
     ) -> None:
         self.endpoint = endpoint
+        gate: Gate | None = None,
         self.stats = PublisherStats()
         self._naming = naming
         self._journal = journal
@@ -184,9 +186,14 @@ class Publisher:
         self._retain_at = clock.monotonic() + _RETAIN_SECONDS
         self._tokens = float(options.signature_burst)
         self._tokens_at = clock.monotonic()
-        self._publish = sockets.publish_socket(context, endpoint, hwm=options.send_hwm)
+        offers = sockets.offers(endpoint)
+        guard = None if gate is None else lambda socket: gate.guard(socket, endpoint.name)
+        self._subscriptions = Subscriptions(gate, endpoint, beat.MARK, clock=clock)
+        self._publish = sockets.publish_socket(
+            context, endpoint, hwm=options.send_hwm, offers=offers, before_bind=guard
+        )
         try:
-            self._replay = sockets.replay_socket(context, endpoint, hwm=32)
+            self._replay = sockets.replay_socket(context, endpoint, hwm=32, offers=offers, before_bind=guard)
         except FedbusError:
             self._publish.close(0)
             raise
@@ -221,12 +228,14 @@ class Publisher:
     ) -> Publisher:
         """Open the journal, bind both sockets, start the thread.
 
+        gate: Gate | None = None,
         Raises:
             JournalLocked: Another process publishes for this endpoint.
             BindError: An address is taken.
         """
         clock = clock or SystemClock()
         opened = Journal.open(journal, endpoint=endpoint.name, clock=clock)
+            KeysError: Its links are encrypted, and the key for it cannot be used.
         try:
             return cls(
                 endpoint,
@@ -241,6 +250,7 @@ class Publisher:
             )
         except BaseException:
             opened.close()
+                gate=gate,
             raise
 
     # --- for callers -------------------------------------------------------------------------------------------
@@ -727,10 +737,11 @@ class Publisher:
                 frame = self._publish.recv(_NOBLOCK)
             except zmq.Again:
                 break
-            if frame[1:] == beat.MARK and frame[:1] in (b"\x00", b"\x01"):
-                came = came or bool(frame[0])
+            change = readers(frame)
+            if change:
+                came = came or change > 0
                 with self._room:
-                    self.stats.subscribers += 1 if frame[0] else -1
+                    self.stats.subscribers += change
                     self._room.notify_all()
         if came:
             self._send_beat()
@@ -743,3 +754,4 @@ def _close_at_exit(reference: weakref.ref[Publisher]) -> None:
             publisher.close()
         except FedbusError as error:
             log.error("at exit: %s", error)
+        readers = self._subscriptions.take

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-
-from fedbus.errors import Reason
+from enum import StrEnum
 
 _EVERY = 10.0  # seconds between two lines about one source and reason
 
@@ -12,11 +11,12 @@ _EVERY = 10.0  # seconds between two lines about one source and reason
 class RefusalLog:
     """Logs the first refusal of each (source, reason) at once, then at most one line in ten seconds with a count."""
 
-    def __init__(self, log: logging.Logger) -> None:
+    def __init__(self, log: logging.Logger, what: str = "refused from") -> None:
         self._log = log
-        self._seen: dict[tuple[str, Reason], tuple[float, int]] = {}
+        self._what = what
+        self._seen: dict[tuple[str, StrEnum], tuple[float, int]] = {}
 
-    def refused(self, source: str, reason: Reason, text: str, now: float) -> None:
+    def refused(self, source: str, reason: StrEnum, text: str, now: float) -> None:
         """Note one refusal at the monotonic time *now*."""
         key = (source, reason)
         at, held = self._seen.get(key, (float("-inf"), 0))
@@ -27,4 +27,4 @@ class RefusalLog:
             self._seen.clear()
         self._seen[key] = (now, 0)
         more = f" (and {held} more like it)" if held else ""
-        self._log.warning("refused from %s: %s: %s%s", source, reason.value, text, more)
+        self._log.warning("%s %s: %s: %s%s", self._what, source, reason.value, text, more)

@@ -34,6 +34,8 @@ from fedbus.transport.names import Names
 from fedbus.transport.options import SubscriberOptions
 from fedbus.transport.reader import Loss, Mode, Ready, Since, StreamReader
 from fedbus.transport.refusals import RefusalLog
+from fedbus.transport.zap import Handshake, HandshakeWatch, explain
+from fedbus.trust.curve import CurvePair
 from fedbus.trust.verifier import Verifier
 from fedbus.wire import beat as beats
 from fedbus.wire import parcel as parcels
@@ -46,6 +48,7 @@ _DRAIN = 128  # frames taken from a socket before something else gets its turn
 _MESSAGES = 256  # returned by one receive(), at most
 _LISTENED_SECONDS = 1.0  # one look at the sockets is worth no more, however long the user was busy before it
 _WATCH_SECONDS = 0.5
+_SHAKE_SECONDS = (1.0, 8.0)  # between two tries of a connection whose handshake the other side has refused
 _PARKED = 1000  # readers of endpoints that were removed, at most
 
 
@@ -55,6 +58,7 @@ class SubscriberStats:
 
     frames: int = 0
     refused: dict[str, int] = field(default_factory=dict)
+    link_faults: dict[str, int] = field(default_factory=dict)  # handshakes that failed, by `LinkFault`
 
 
 class Subscriber:
@@ -83,9 +87,11 @@ class Subscriber:
         strict: bool = False,
         names: Names | None = None,
         follow: Callable[[], Iterable[Endpoint] | None] | None = None,
+        pair: CurvePair | None = None,
     ) -> None:
         """Connect to *endpoints*, and later to those that *follow* returns: it is asked now and then, and returns None
-        where the list has not changed. *names* looks up hosts; the subscribers of one bus share it.
+        where the list has not changed. *names* looks up hosts; the subscribers of one bus share it. *pair* is who we
+        are to endpoints whose links are encrypted.
         """
         self.filters = list(filters)
         self.stats = SubscriberStats()
@@ -101,11 +107,13 @@ class Subscriber:
         self._strict = strict
         self._names = names or Names(clock)
         self._follow = follow
+        self._pair = pair
         self._pid = os.getpid()
         self._parcel_bytes = 4 * limits.message_bytes + 2**16
         self._frame_bytes = 8 * limits.message_bytes + 2**20  # beyond it libzmq drops the connection
         self._prefix = ".".join(common_prefix(self.filters))
         self._refusals = RefusalLog(log)
+        self._handshake_log = RefusalLog(log, "no connection to")
         self._ready: deque[Ready] = deque()
         self._current: tuple[StreamReader, int] | None = None
         self._rest: Iterator[Message] | None = None  # what an iteration has still to yield of the current entry
@@ -132,6 +140,8 @@ class Subscriber:
         self._socket = sockets.subscribe_socket(
             context, hwm=options.receive_hwm, endpoints=len(wanted), frame_bytes=self._frame_bytes
         )
+        self._handshakes = HandshakeWatch(context, self._socket)
+        self._shaken: dict[str, _Shaken] = {}  # of endpoints whose handshakes fail
         self._socket.subscribe(beats.MARK)
         if self._prefix:
             self._socket.subscribe(self._prefix.encode("ascii") + b".")
@@ -149,6 +159,7 @@ class Subscriber:
             frame_bytes=self._frame_bytes,
             local=local,
             names=self._names,
+            pair=pair,
             refused=self._refused_answer,
             clock=clock,
         )
@@ -297,6 +308,7 @@ class Subscriber:
             for link in self._links.values():
                 self._fetcher.close_home(link)
             self._fetcher.close()
+            self._handshakes.close()
             self._socket.close(0)
             with self._closing:
                 os.close(self._wake)
@@ -345,7 +357,7 @@ class Subscriber:
         self._disconnect(link)
         link.address = addresses[link.attempt % len(addresses)]
         link.attempt += 1
-        self._socket.connect(link.address)
+        sockets.connect(self._socket, link.address, server=link.endpoint.curve, pair=self._pair)
 
     def _disconnect(self, link: Link) -> None:
         if link.address:
@@ -508,6 +520,7 @@ class Subscriber:
         if now - self._watched_at >= self._watch_seconds:
             listened = min(_LISTENED_SECONDS, now - self._watched_at)
             self._watched_at = now
+            self._watch_handshakes(now)
             for link in self._links.values():
                 if link.home is not None and link.request == 0:
                     self._fetcher.follow_home(link, now)
@@ -517,6 +530,46 @@ class Subscriber:
                     self._connect(link)  # the question that the last attempt has asked has an answer now
         if self._store is not None and self._current is None and now >= self._commit_at:
             self.commit()
+
+    def _watch_handshakes(self, now: float) -> None:
+        """Tell why an endpoint cannot be heard, and connect it anew where libzmq has given up: it may change its mind.
+
+        That is so while links are being encrypted one endpoint after the other.
+        """
+        found = self._handshakes.take()
+        if found:
+            links = {link.address: link for link in self._links.values()}
+            for one in found:
+                link = links.get(one.address)
+                if link is not None:
+                    self._shook(link, one, now)
+        for name, shaken in list(self._shaken.items()):
+            if now >= shaken.again_at:
+                shaken.again_at = float("inf")
+                if name in self._links:
+                    self._connect(self._links[name])
+                else:
+                    del self._shaken[name]
+
+    def _shook(self, link: Link, one: Handshake, now: float) -> None:
+        name = link.endpoint.name
+        if one.fault is None:
+            self._shaken.pop(name, None)
+            return
+        faults = self.stats.link_faults
+        faults[one.fault.value] = faults.get(one.fault.value, 0) + 1
+        self._handshake_log.refused(f"endpoint {name}", one.fault, explain(one.fault, bool(link.endpoint.curve)), now)
+        if one.final:
+            shaken = self._shaken.setdefault(name, _Shaken())
+            least, most = _SHAKE_SECONDS
+            shaken.again_at = now + min(most, least * 2.0 ** min(shaken.times, 10))
+            shaken.times += 1
+
+
+@dataclass(slots=True)
+class _Shaken:
+    times: int = 0
+    again_at: float = float("inf")
 
 
 def _claimed_endpoint(frame: bytes) -> str:
