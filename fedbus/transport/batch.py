@@ -13,7 +13,7 @@ from uuid_utils import uuid7
 from fedbus.errors import DeadlineExceeded, FedbusError
 from fedbus.trust.signer import Signer
 from fedbus.wire import parcel
-from fedbus.wire.envelope import EnvelopeWriter, rfc3339, write
+from fedbus.wire.envelope import EnvelopeWriter, layout, rfc3339, write
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,17 +164,23 @@ class Sealer:
         prefix, number = stamp.prefix.encode("ascii"), stamp.number - first
         by_topic: dict[Topic, tuple[bytes, list[bytes]]] = {}
         last_of: dict[Topic, int] = {}
+        topic = None
         for pending in messages:
-            topic = pending.topic
+            if pending.topic is not topic:
+                if topic is not None:
+                    last_of[topic] = sequence
+                topic = pending.topic
+                try:
+                    form, envelopes = by_topic[topic]
+                except KeyError:
+                    form, envelopes = by_topic[topic] = (layout(prefix, topic.writer.middle(stamp.time)), [])
+                append = envelopes.append
             sequence += 1
             pending.sequence = sequence
             pending.stamp = stamp
-            try:
-                middle, envelopes = by_topic[topic]
-            except KeyError:
-                middle, envelopes = by_topic[topic] = (topic.writer.middle(stamp.time), [])
-            envelopes.append(write(prefix, number + sequence, middle, sequence, pending.extra, pending.data))
-            last_of[topic] = sequence
+            append(form % (number + sequence, sequence, pending.extra, pending.data))
+        assert topic is not None
+        last_of[topic] = sequence
         groups, before = self._link(by_topic, last_of)
         parcels = parcel.seal(
             groups,

@@ -156,6 +156,7 @@ class Publisher:
         self._signer = signer
         self._options = options
         self._limits = limits
+        self._encode = strict.encoder(limits)
         self._clock = clock
         self._may_publish = may_publish
         self._topics: dict[str, Topic] = {}
@@ -322,7 +323,7 @@ class Publisher:
         When the queue is full this blocks, up to *timeout* seconds. :meth:`flush` and :meth:`close` wait for all.
         """
         known = self._topics.get(topic) or self._learn(topic)
-        data = strict.encode(body, self._limits)
+        data = self._encode(body)
         extra = b""
         if dataschema is not None or traceparent is not None:
             extra = optional_attributes(dataschema=dataschema, traceparent=traceparent)

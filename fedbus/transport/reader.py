@@ -589,11 +589,22 @@ class StreamReader:
         return self._open(entry)
 
     def _open(self, sealed: Sealed) -> Iterator[Message]:
-        after, stats = sealed.after, self.stats
+        parcel, after = sealed.parcel, sealed.after
+        if after >= parcel.first:
+            return self._open_behind(sealed)
+        # another generator around this one would cost more than the rest of what is done for a message here
+        self.stats.messages += len(parcel.envelopes)
+        return open_parcel(parcel, sealed.signer, self._limits, self._refuse_counted)
+
+    def _open_behind(self, sealed: Sealed) -> Iterator[Message]:
         for message in open_parcel(sealed.parcel, sealed.signer, self._limits, self._refuse_message):
-            if message.sequence > after:
-                stats.messages += 1
+            if message.sequence > sealed.after:
+                self.stats.messages += 1
                 yield message
+
+    def _refuse_counted(self, error: WireError) -> None:
+        self.stats.messages -= 1
+        self._refuse_message(error)
 
     def _refuse_message(self, error: WireError) -> None:
         self.stats.refused += 1

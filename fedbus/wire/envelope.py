@@ -20,9 +20,13 @@ _TIME = re.compile(
     r"\d{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01])T(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d\.\d{6}Z\Z", re.ASCII
 )
 _BEFORE_ID = b'{"specversion":"1.0","id":"'
-_ID = slice(len(_BEFORE_ID), len(_BEFORE_ID) + 36)
-_AFTER_ID = _ID.stop
+_ID_LENGTH = 36
+_ID_SHARED = 24  # characters that the ids of a batch have in common: all but the last of a UUID's five fields
+_ID_END = slice(len(_BEFORE_ID) + _ID_SHARED, len(_BEFORE_ID) + _ID_LENGTH)
+_AFTER_ID = _ID_END.stop
 _BEFORE_DATA = b'","data":'
+_BEFORE_SEQUENCE = b'","sequence":"'
+_BEFORE_SUBMISSION = b',"submission":"'
 _REQUIRED = ("specversion", "id", "source", "type", "time", "datacontenttype", "epoch", "sequence", "data")
 
 
@@ -51,12 +55,19 @@ class EnvelopeWriter:
         return f"{self._after_id}{stamp}{self._after_time}".encode("ascii")
 
 
-def write(prefix: bytes, number: int, middle: bytes, sequence: int, extra: bytes, data: bytes) -> bytes:
-    """Return one envelope, whose id is *prefix* and twelve hexadecimal digits of *number*.
+def layout(prefix: bytes, middle: bytes) -> bytes:
+    """Return a format that makes envelopes of (number, sequence, extra, data).
 
-    *extra* is empty or ``,"name":value`` for each optional attribute, *data* is JSON.
+    Their ids are *prefix* and twelve hexadecimal digits of the number; *middle* is :meth:`EnvelopeWriter.middle`;
+    extra is empty or ``,"name":value`` for each optional attribute, and data is JSON. Neither *prefix* nor what
+    *middle* is made of can hold a per cent sign.
     """
-    return b'{"specversion":"1.0","id":"%b%012x%b%020d"%b,"data":%b}' % (prefix, number, middle, sequence, extra, data)
+    return b'{"specversion":"1.0","id":"%b%%012x%b%%020d"%%b,"data":%%b}' % (prefix, middle)
+
+
+def write(prefix: bytes, number: int, middle: bytes, sequence: int, extra: bytes, data: bytes) -> bytes:
+    """Return one envelope; see :func:`layout`."""
+    return layout(prefix, middle) % (number, sequence, extra, data)
 
 
 def optional_attributes(*, dataschema: str | None, traceparent: str | None) -> bytes:
@@ -67,6 +78,26 @@ def optional_attributes(*, dataschema: str | None, traceparent: str | None) -> b
     if traceparent is not None:
         extra += b',"traceparent":' + orjson.dumps(traceparent)
     return extra
+
+
+def submission_attribute(submission: str) -> bytes:
+    """Return the part of an envelope that holds the number under which a message was handed in; it comes first."""
+    return b',"submission":"%b"' % submission.encode("ascii")
+
+
+def submission_of(envelope: bytes) -> str:
+    """Return the submission of an *envelope* of our own journal, in the layout of :func:`write`; empty: it has none."""
+    after_sequence = envelope.find(_BEFORE_SEQUENCE) + len(_BEFORE_SEQUENCE) + 21
+    if not envelope.startswith(_BEFORE_SUBMISSION, after_sequence):
+        return ""
+    start = after_sequence + len(_BEFORE_SUBMISSION)
+    return envelope[start : start + 36].decode("ascii", "replace")
+
+
+def sequence_of(envelope: bytes) -> int:
+    """Return the sequence of an *envelope* of our own journal, in the layout of :func:`write`."""
+    start = envelope.find(_BEFORE_SEQUENCE) + len(_BEFORE_SEQUENCE)
+    return int(envelope[start : start + 20])
 
 
 def decode(envelope: bytes, *, topic: str, source: str, epoch: str, limits: Limits) -> dict[str, Any]:
@@ -132,23 +163,25 @@ def open_parcel(parcel: Parcel, signer: str, limits: Limits, refuse: Callable[[W
     topic, epoch = parcel.topic, parcel.epoch
     source = "fedbus:" + parcel.endpoint
     before, last = parcel.first - 1, parcel.last
-    middle = b""  # what stands between id and sequence in our own layout, known from the parcel's first message
-    sequence_at = 0
-    inner = limits.nesting - 1
+    head = middle = b""  # what stands before the id's last field, and between id and sequence, in our own layout
+    sequence_at = data_at = 0
+    message_bytes = limits.message_bytes
+    decode_plain = strict.plain_decoder(limits, limits.nesting - 1)
     for index, envelope in enumerate(parcel.envelopes):
         try:
-            # All messages of a batch have the same attributes but for id and sequence, so once one was looked at whole,
-            # comparing bytes says the same of the others as decoding them would. Any other layout is decoded.
+            # All messages of a batch have the same attributes but for the end of the id and the sequence, so once one
+            # was looked at whole, comparing bytes says the same of the others as decoding them would. Any other layout
+            # is decoded.
             if (
                 middle
-                and envelope.startswith(_BEFORE_ID)
+                and envelope.startswith(head)
                 and envelope.startswith(middle, _AFTER_ID)
                 and envelope.startswith(_BEFORE_DATA, sequence_at + 20)
-                and envelope[_ID].replace(b"-", b"").isalnum()
+                and envelope[_ID_END].isalnum()
                 and (digits := envelope[sequence_at : sequence_at + 20]).isdigit()
+                and len(envelope) <= message_bytes
                 and envelope.endswith(b"}")
-                and len(envelope) <= limits.message_bytes
-                and (body := strict.decode_plain(envelope[sequence_at + 29 : -1], limits, inner)) is not None
+                and (body := decode_plain(envelope[data_at:-1])) is not None
             ):
                 sequence = int(digits)
                 message = Message(body, sequence, signer, parcel, index)
@@ -156,8 +189,15 @@ def open_parcel(parcel: Parcel, signer: str, limits: Limits, refuse: Callable[[W
                 attributes = decode(envelope, topic=topic, source=source, epoch=epoch, limits=limits)
                 sequence = int(attributes["sequence"])
                 message = Message(attributes["data"], sequence, signer, parcel, index, _attributes=attributes)
-                middle = EnvelopeWriter(parcel.endpoint, topic, epoch).middle(attributes["time"])
-                sequence_at = _AFTER_ID + len(middle)
+                identifier = attributes["id"]
+                # a quote or an escape in an id would make the places below others
+                if len(identifier) == _ID_LENGTH and identifier.isascii() and identifier.replace("-", "").isalnum():
+                    head = _BEFORE_ID + identifier[:_ID_SHARED].encode()
+                    middle = EnvelopeWriter(parcel.endpoint, topic, epoch).middle(attributes["time"])
+                    sequence_at = _AFTER_ID + len(middle)
+                    data_at = sequence_at + 20 + len(_BEFORE_DATA)
+                else:
+                    middle = b""
             if not before < sequence <= last:
                 raise WireError(
                     Reason.SEQUENCE, f"/sequence is {sequence} in a batch of {parcel.first} to {last}, behind {before}"

@@ -11,11 +11,14 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable
 from enum import Enum
+from functools import lru_cache
 from typing import Any, NoReturn
 
 import msgspec
 import orjson
+from orjson import dumps, loads
 
 from fedbus.errors import MessageError, Reason, WireError
 from fedbus.model.limits import Limits
@@ -40,27 +43,53 @@ def decode(data: bytes, limits: Limits) -> dict[str, Any]:
     """
     if len(data) > limits.message_bytes:
         raise WireError(Reason.OVERSIZE, f"{len(data)} bytes where the limit is {limits.message_bytes}")
-    value = decode_plain(data, limits, limits.nesting)
+    value = plain_decoder(limits, limits.nesting)(data)
     return _decode_exactly(data, limits) if value is None else value
 
 
-def decode_plain(data: bytes, limits: Limits, nesting: int) -> dict[str, Any] | None:
-    """Return the one object that *data* is, at most *nesting* levels deep, or None where that takes a closer look."""
-    try:
-        value = orjson.loads(data)
-        # a key can only be too long, or the members too many, in a message longer than the smaller limit
-        if (
-            len(data) <= limits.key_bytes
-            and len(data) <= limits.members
-            and b"\\" not in data
-            and _brackets(data) <= nesting
-            and orjson.dumps(value, None, _STRICT_INTEGER) == data
-            and type(value) is dict
-        ):
-            return value
-    except (orjson.JSONDecodeError, orjson.JSONEncodeError):
-        pass
-    return None
+@lru_cache(maxsize=16)
+def plain_decoder(limits: Limits, nesting: int) -> Callable[[bytes], dict[str, Any] | None]:
+    """Return a function that returns the one object that bytes are, or None where that takes a closer look.
+
+    The object is at most *nesting* levels deep and keeps to *limits*; bytes beyond ``limits.message_bytes`` are the
+    caller's to refuse.
+    """
+    small = _small(limits)
+
+    def decode_one(data: bytes) -> dict[str, Any] | None:
+        try:
+            value = loads(data)
+            size = len(data)
+            if (
+                # CPython counts brackets fastest by the length of what is left without them
+                2 * size - len(data.replace(b"{", b"")) - len(data.replace(b"[", b"")) <= nesting
+                and dumps(value, None, _STRICT_INTEGER) == data
+                and (b"\\" not in data or b"\\u0000" not in data)
+                and type(value) is dict
+                and (size <= small or _has_short_keys(data, limits))
+            ):
+                return value
+        except (orjson.JSONDecodeError, orjson.JSONEncodeError):
+            pass
+        return None
+
+    return decode_one
+
+
+def _small(limits: Limits) -> int:
+    """Return up to which length an object cannot have too long a key or too many members, whatever it holds."""
+    return min(limits.key_bytes, limits.members - ENVELOPE_MEMBERS)
+
+
+def _has_short_keys(data: bytes, limits: Limits) -> bool:
+    """Say whether no key in *data* can be too long, nor the members be too many; where it cannot tell, it says no."""
+    if b'\\"' in data:
+        return False  # a quote within a key would look like its end
+    members = data.count(b",") + data.count(b"[") + data.count(b"{")  # at most
+    if members + ENVELOPE_MEMBERS > limits.members:
+        return False
+    most = limits.key_bytes
+    return all(len(part) <= most or len(part) - part.rfind(b'"') <= most for part in data.split(b'":'))
 
 
 def encode(body: object, limits: Limits) -> bytes:
@@ -70,41 +99,54 @@ def encode(body: object, limits: Limits) -> bytes:
         MessageError: The body is not an object, or holds what JSON or the limits cannot carry: NaN, an infinity, an
             integer beyond 64 bits, U+0000, a lone surrogate, a key that is no string, too many levels or members.
     """
+    return encoder(limits)(body)
+
+
+@lru_cache(maxsize=16)
+def encoder(limits: Limits) -> Callable[[object], bytes]:
+    """Return a function that does what :func:`encode` does with *limits*."""
+    small, most_bytes = _small(limits), limits.message_bytes
+    nesting = limits.nesting - 1  # one level is the envelope's
+    options = _STRICT_INTEGER | _PLAIN
+
+    def encode_one(body: object) -> bytes:
+        if type(body) is dict:
+            try:
+                data = dumps(body, None, options)
+            except orjson.JSONEncodeError:
+                return _encode_exactly(body, limits)
+            size = len(data)
+            if (
+                2 * size - len(data.replace(b"{", b"")) - len(data.replace(b"[", b"")) <= nesting
+                and (b"\\" not in data or b"\\u0000" not in data)
+                and (size <= small or (size <= most_bytes and _has_short_keys(data, limits)))
+                # orjson writes NaN and the infinities as null, so a null is looked at twice
+                and (b"null" not in data or _all_finite(body))
+            ):
+                return data
+        return _encode_exactly(body, limits)
+
+    return encode_one
+
+
+def _encode_exactly(body: object, limits: Limits) -> bytes:
+    """Encode what is not plain, after a look at each of its values."""
     if not isinstance(body, dict):
         raise MessageError(Reason.JSON, f"a message's body is a JSON object (a dict), not {type(body).__name__}")
-    walk = False
     try:
-        data = orjson.dumps(body, None, _STRICT_INTEGER | _PLAIN)
-    except orjson.JSONEncodeError:
-        walk = True
-        try:
-            data = orjson.dumps(body, None, _PLAIN)
-        except orjson.JSONEncodeError as error:
-            reason = Reason.TEXT if "surrogate" in str(error) else Reason.JSON
-            reason = Reason.NUMBER if "Integer" in str(error) else reason
-            reason = Reason.NESTING if "ecursion" in str(error) else reason
-            raise MessageError(reason, f"the body cannot be written as JSON: {error}") from None
+        data = dumps(body, None, _PLAIN)
+    except orjson.JSONEncodeError as error:
+        reason = Reason.TEXT if "surrogate" in str(error) else Reason.JSON
+        reason = Reason.NUMBER if "Integer" in str(error) else reason
+        reason = Reason.NESTING if "ecursion" in str(error) else reason
+        raise MessageError(reason, f"the body cannot be written as JSON: {error}") from None
     if len(data) > limits.message_bytes:
         raise MessageError(Reason.OVERSIZE, f"the body has {len(data)} bytes, the limit is {limits.message_bytes}")
-    # orjson writes NaN and the infinities as null, so a null is looked at twice
-    if (
-        walk
-        or len(data) > limits.key_bytes
-        or len(data) + ENVELOPE_MEMBERS > limits.members
-        or b"\\" in data
-        or _brackets(data) >= limits.nesting
-        or (b"null" in data and not _all_finite(body))
-    ):
-        try:
-            check_value(body, limits, level=2, members=ENVELOPE_MEMBERS)
-        except WireError as error:
-            raise MessageError(error.reason, f"the body cannot be published: {error}") from None
+    try:
+        check_value(body, limits, level=2, members=ENVELOPE_MEMBERS)
+    except WireError as error:
+        raise MessageError(error.reason, f"the body cannot be published: {error}") from None
     return data
-
-
-def _brackets(data: bytes) -> int:
-    """Count the opening brackets, by the length of what is left without them: CPython does that faster than count()."""
-    return 2 * len(data) - len(data.replace(b"{", b"")) - len(data.replace(b"[", b""))
 
 
 def _all_finite(body: dict[str, Any]) -> bool:
@@ -183,6 +225,24 @@ def _decode_exactly(data: bytes, limits: Limits) -> dict[str, Any]:
         raise WireError(Reason.ENCODING, "begins with a byte order mark")
     if _depth(data) > limits.nesting:
         raise WireError(Reason.NESTING, f"nested deeper than {limits.nesting} levels")
+    value = _decode_canonical(data)
+    if value is None:
+        value = _decode_foreign(text, limits)
+    check_value(value, limits)
+    return value
+
+
+def _decode_canonical(data: bytes) -> dict[str, Any] | None:
+    """Return the object that *data* is as orjson itself would write it, or None."""
+    try:
+        value = loads(data)
+        return value if type(value) is dict and dumps(value, None, _STRICT_INTEGER) == data else None
+    except (orjson.JSONDecodeError, orjson.JSONEncodeError):
+        return None
+
+
+def _decode_foreign(text: str, limits: Limits) -> dict[str, Any]:
+    """Return the object that *text* is, whatever its formatting."""
     try:
         value = json.loads(
             text,
@@ -197,7 +257,6 @@ def _decode_exactly(data: bytes, limits: Limits) -> dict[str, Any]:
         raise WireError(Reason.NESTING, f"nested deeper than {limits.nesting} levels") from None
     if not isinstance(value, dict):
         raise WireError(Reason.JSON, f"one JSON object is needed, this is {type(value).__name__}")
-    check_value(value, limits)
     return value
 
 

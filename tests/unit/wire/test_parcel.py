@@ -296,3 +296,19 @@ def test_a_batch_needs_one_signature_however_many_parcels_it_becomes() -> None:
 def test_the_most_that_a_batch_can_hold_has_a_path_that_fits() -> None:
     leaves = [bytes(32)] * parcel.MAX_SIZE
     assert len(merkle.range_path(merkle.levels(leaves), 12345, 3)) < 256
+
+
+@pytest.mark.badinput("B8")
+def test_an_id_with_a_quote_in_it_does_not_hide_a_second_body(verifier: Verifier) -> None:
+    """Envelopes of one batch are compared as bytes with the first one's id, which must not take part unescaped."""
+    topic, shared = "org.example.dev.koji.a.b", '0","data":{"x":1},"z":"a'
+    events = [make.event(make.KOJI, topic, one) for one in (5, 6)]
+    plain = b"019bbf72-3c00-7000-8000-"
+    assert len(shared) == len(plain)
+    events[0] = events[0].replace(plain, shared.replace('"', '\\"').encode())
+    events[1] = events[1].replace(plain, shared.encode())
+    frame = make.seal(make.KOJI, [make.group(topic, events, prior=4)], 5)[0]
+    one = parcel.decode(frame, parcel_bytes=MOST)
+    messages, refused = open_parcel(one, verify_parcel(verifier, one).name, Limits())
+    assert [(message.sequence, message.id[:24]) for message in messages] == [(5, shared)]
+    assert [error.reason for error in refused] == [Reason.DUPLICATE_KEY]

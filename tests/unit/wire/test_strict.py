@@ -365,6 +365,23 @@ def test_too_many_members_and_too_long_names_are_refused(data: bytes) -> None:
 
 
 @pytest.mark.badinput("B14")
+def test_a_quote_within_a_name_does_not_hide_its_length() -> None:
+    name = '":' * 5000
+    assert refused(strict.dumps({name: 1})) is Reason.COUNT
+    with pytest.raises(MessageError):
+        strict.encode({name: 1}, LIMITS)
+
+
+def test_long_messages_and_escapes_need_no_closer_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strict, "check_value", None)  # which looks at each value
+    for body in (
+        {"log": 'line\n\t"quoted"\\n' * 50},
+        {"log": "line\n" * 5000, "packages": [f"package-{number}" for number in range(900)]},
+    ):
+        assert strict.decode(strict.encode(body, LIMITS), LIMITS) == body
+
+
+@pytest.mark.badinput("B14")
 def test_limits_below_the_default_count_in_short_messages_too() -> None:
     assert refused(b'{"a":[1,2,3,4,5,6,7,8,9,10,11,12]}', SMALL) is Reason.COUNT
     assert strict.decode(b'{"a":[1,2,3,4,5,6,7,8,9,10,11]}', SMALL)
