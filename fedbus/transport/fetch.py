@@ -200,7 +200,7 @@ class Fetcher:
         elif isinstance(fact, replay.End):
             for error in reader.on_end(fact):
                 self._refused(error, link.endpoint.name, now)
-            link.succeeded()
+            link.succeeded(now)
             link.request = 0
             if reader.wants_fetch:
                 link.next_try_at = now

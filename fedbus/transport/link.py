@@ -24,6 +24,7 @@ _FIRST_REOPEN = 3.0  # a new connection gets so many times the patience before t
 _DOWN_SECONDS = 1.0  # a first answer that has not come by then, of an endpoint that is not heard: it is down
 _PATIENCE_SECONDS = 2.0  # the same of one that is heard, and so is up; it grows: a link of 2 s delay takes 16 to open
 _MOST_PATIENCE = 30.0
+_LONGEST_STALL = 60.0  # a batch of 1 MiB over a link of 17 KiB a second
 _RETRY_SECONDS = (1.0, 30.0)
 _LEAST_BUDGET = 16 * 2**10
 _ALARM_AFTER = 3  # requests in a row that an endpoint, which is heard, has left unanswered
@@ -59,6 +60,7 @@ class Link:
 
     # requests to come
     budget: int = 0  # 0: not known yet, so `fetch_bytes`
+    stall: float = 0.0  # how long an answer that has begun may pause, if more than `silence`
     patience: float = 0.0  # how long a first answer may take while the endpoint is heard
     next_try_at: float = 0.0
     failures: int = 0
@@ -144,7 +146,7 @@ class Link:
         """Whether the request has been left without an answer, or in the middle of one, for too long."""
         pause = now - self.moved_at
         if self.answered:
-            return pause > max(self.silence, self.patience)
+            return pause > max(self.silence, self.stall)
         return pause > (max(self.patience, self._least_patience) if self.is_heard else _DOWN_SECONDS)
 
     @property
@@ -159,10 +161,11 @@ class Link:
         self.moved_at = now
         self.failures = 0
 
-    def succeeded(self) -> None:
+    def succeeded(self, now: float) -> None:
         """An answer has come to its end."""
-        if self.budget:
+        if self.budget and now - self.asked_at < self.silence / 2:
             self.budget = min(self.fetch_bytes, self.budget * 2)
+            self.stall /= 2
         if self.unanswered >= _ALARM_AFTER:
             log.info("the journal of endpoint %s answers again", self.endpoint.name)
         self.unanswered = 0
@@ -177,8 +180,10 @@ class Link:
         if overdue and self.answered:
             # a link so slow that no frame gets through it in time gets smaller ones
             self.budget = max(_LEAST_BUDGET, (self.budget or self.fetch_bytes) // 8)
+            # and the least that a journal sends is a batch, which may be larger than what was asked for
+            self.stall = min(_LONGEST_STALL, 2.0 * max(self.stall, self.silence))
         if self.is_heard:
-            if overdue:
+            if overdue and not self.answered:
                 self.patience = min(_MOST_PATIENCE, 3.0 * max(self.patience, self._least_patience))
             self.unanswered += 1
             if self.unanswered == _ALARM_AFTER:
