@@ -45,9 +45,9 @@ from fedbus.transport.commit import Committer
 from fedbus.transport.endpoint import Endpoint
 from fedbus.transport.options import PublisherOptions
 from fedbus.transport.replay import ReplayServer
+from fedbus.transport.zap import Gate, Subscriptions
 from fedbus.trust.signer import Signer
 from fedbus.wire import beat, strict
-from fedbus.transport.zap import Gate, Subscriptions
 from fedbus.wire.envelope import optional_attributes
 
 log = logging.getLogger(__name__)
@@ -147,9 +147,9 @@ class Publisher:
         context: zmq.Context[zmq.Socket[bytes]],
         clock: Clock,
         may_publish: Callable[[str], None] | None = None,
+        gate: Gate | None = None,
     ) -> None:
         self.endpoint = endpoint
-        gate: Gate | None = None,
         self.stats = PublisherStats()
         self._naming = naming
         self._journal = journal
@@ -226,17 +226,17 @@ class Publisher:
         context: zmq.Context[zmq.Socket[bytes]],
         clock: Clock | None = None,
         may_publish: Callable[[str], None] | None = None,
+        gate: Gate | None = None,
     ) -> Publisher:
         """Open the journal, bind both sockets, start the thread.
 
-        gate: Gate | None = None,
         Raises:
             JournalLocked: Another process publishes for this endpoint.
             BindError: An address is taken.
+            KeysError: Its links are encrypted, and the key for it cannot be used.
         """
         clock = clock or SystemClock()
         opened = Journal.open(journal, endpoint=endpoint.name, clock=clock)
-            KeysError: Its links are encrypted, and the key for it cannot be used.
         try:
             return cls(
                 endpoint,
@@ -248,10 +248,10 @@ class Publisher:
                 context=context,
                 clock=clock,
                 may_publish=may_publish,
+                gate=gate,
             )
         except BaseException:
             opened.close()
-                gate=gate,
             raise
 
     # --- for callers -------------------------------------------------------------------------------------------
@@ -733,9 +733,10 @@ class Publisher:
     def _read_subscriptions(self) -> None:
         """Count who is there: every subscriber asks for beats once, and those who come now get one at once."""
         came = False
+        readers = self._subscriptions.take
         for _ in range(1000):
             try:
-                frame = self._publish.recv(_NOBLOCK)
+                frame = self._publish.recv(_NOBLOCK, copy=False)
             except zmq.Again:
                 break
             change = readers(frame)
@@ -755,4 +756,3 @@ def _close_at_exit(reference: weakref.ref[Publisher]) -> None:
             publisher.close()
         except FedbusError as error:
             log.error("at exit: %s", error)
-        readers = self._subscriptions.take
