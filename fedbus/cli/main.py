@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "publish": ("fedbus.cli.publish", "publish", "Publish messages from scripts and hooks."),
     "tail": ("fedbus.cli.tail", "tail", "Show the bus, as it happens or from the past."),
     "hub": ("fedbus.cli.hub", "hub", "Run consumers, each with a cursor of its own."),
+    "journal": ("fedbus.cli.journal", "journal", "Show, verify, export and restore journals."),
     "cursor": ("fedbus.cli.cursor", "cursor", "Show where named readers have come to; forget a cursor."),
     "keys": ("fedbus.cli.keys", "keys", "Make a CA; issue, rotate, revoke and verify certificates."),
     "config": ("fedbus.cli.config", "config", "Show the merged settings, and where each comes from."),

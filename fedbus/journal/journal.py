@@ -22,6 +22,7 @@ from fedbus.journal.reader import JournalReader
 from fedbus.journal.reading import Reading, Segment
 from fedbus.journal.retention import SegmentInfo, removable
 from fedbus.journal.segment import (
+    AHEAD,
     OpenFile,
     Record,
     SegmentHeader,
@@ -44,8 +45,6 @@ __all__ = ["Journal", "JournalOptions", "JournalReader", "Record", "Slice", "Syn
 log = logging.getLogger(__name__)
 
 _IOV_MAX = os.sysconf("SC_IOV_MAX")
-# sequences passed over when the newest segment has vanished and nobody knows how far it went
-_VANISHED = 2**32
 _UNCACHE_STEP = 4 * 2**20  # bytes let go of by the page cache at once
 _ROLL_AGE = 1 / 8  # of retain_age: so much longer than that may a message of a quiet stream be kept
 
@@ -107,6 +106,42 @@ class Journal(Reading):
             journal._helper = threading.Thread(target=journal._sync_often, name=f"journal {endpoint}", daemon=True)
             journal._helper.start()
         return journal
+
+    @classmethod
+    def create(cls, options: JournalOptions, *, endpoint: str, epoch: str, first: int, clock: Clock) -> Self:
+        """Make the journal of *endpoint* anew, in a folder that has none, to take up *epoch* from sequence *first* on.
+
+        Raises:
+            JournalError: There is a journal already, or the folder cannot be used.
+        """
+        try:
+            options.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if list_segments(options.directory):
+                raise JournalError(f"there is a journal in {options.directory} already; move it away")
+            maker = cls(options, endpoint, clock)
+            maker.epoch = epoch
+            maker._begin_segment(first, {})
+            maker._release()
+            opening.write_identity(options.directory, endpoint, epoch)
+        except OSError as error:
+            raise JournalError(f"cannot make a journal in {options.directory}: {error.strerror}") from error
+        return cls.open(options, endpoint=endpoint, clock=clock)
+
+    def pass_over(self) -> None:
+        """Go on with a number far ahead, since nobody knows how many were given out; readers are told of a loss.
+
+        Raises:
+            JournalWriteError: The disk refused.
+        """
+        with self._turn:
+            try:
+                self._sync_active()
+                closed = self._segments[-1]
+                self._begin_segment(self.head + 1 + AHEAD, self.heads)
+            except OSError as error:
+                raise JournalWriteError(f"cannot begin a segment in {self.directory}: {error.strerror}") from error
+            if closed.index is not None:
+                self._keep_index(closed, closed.index)
 
     def __enter__(self) -> Self:
         return self
@@ -180,7 +215,7 @@ class Journal(Reading):
                 "readers are told that what lies between is lost",
                 active.path,
             )
-            last += _VANISHED
+            last += AHEAD
         else:
             log.error("%s is damaged; it is kept as it is, and a new segment is begun", active.path)
         self._segments = tuple(segments)

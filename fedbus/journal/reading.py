@@ -12,9 +12,12 @@ from fedbus.errors import JournalError
 from fedbus.failpoints import ARMED, hit
 from fedbus.journal.index import Index
 from fedbus.journal.segment import (
+    HEADER,
     NO_CEILING,
+    RECORD,
     FileCache,
     OpenFile,
+    decode_fixed,
     decode_header,
     header_end,
     survey,
@@ -293,6 +296,37 @@ class Reading:
                 if batch.time_ms >= time_ms:
                     return batch.first - 1
         return self.head
+
+    def span(self) -> tuple[int | None, int | None]:
+        """The wall times in ms of the first and of the latest batch that is kept; None where there is none."""
+        oldest = newest = None
+        segments = self._segments
+        for segment in segments:
+            with contextlib.suppress(FileNotFoundError):
+                file = self._open(segment.path)
+                start = decode_fixed(file.read(0, HEADER.size))
+                record = b"" if start is None else file.read(start.data_start, RECORD.size)
+                if len(record) == RECORD.size:
+                    oldest = RECORD.unpack(record)[5]
+                    break
+        for number in range(len(segments) - 1, -1, -1):
+            ceiling = segments[number + 1].base - 1 if number + 1 < len(segments) else NO_CEILING
+            with contextlib.suppress(FileNotFoundError):
+                index = self._index(segments[number], ceiling)
+                if index.times[-1]:
+                    newest = index.times[-1]
+                    break
+        return oldest, newest
+
+    def count(self) -> int:
+        """How many sequences are in the files, by their indexes: from start to head, less what lies between files."""
+        segments = self._segments
+        found = 0
+        for number, segment in enumerate(segments):
+            ceiling = segments[number + 1].base - 1 if number + 1 < len(segments) else NO_CEILING
+            with contextlib.suppress(FileNotFoundError):
+                found += min(self._index(segment, ceiling).tip[1], ceiling) - segment.base + 1
+        return found
 
     def recheck(self) -> None:
         """Forget which bytes were found sound: a reader was handed some that are not. The next reads check again."""

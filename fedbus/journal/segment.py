@@ -34,6 +34,7 @@ HEADER = struct.Struct(">8sIIQQ16sQII")
 SUFFIX = ".journal"
 NAME = re.compile(r"\d{20}\.journal\Z")
 NO_CEILING = 2**64 - 1
+AHEAD = 2**32  # sequences passed over where nobody knows how many were given out
 
 
 def segment_name(base: int) -> str:
