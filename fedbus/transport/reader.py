@@ -14,7 +14,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, StrEnum
 
 from fedbus.errors import Reason, Refused, TrustError, WireError
 from fedbus.journal.journal import split_records
@@ -36,13 +36,32 @@ _REMEMBERED_BATCHES = 64
 _BEAT_VERIFIED_EVERY = 10.0  # seconds; a beat that says nothing new is only a sign of life
 
 
+class LossCause(StrEnum):
+    """Why messages are lost; neither word nor number ever changes once released."""
+
+    RETENTION = "retention"  # removed by age or size before we came to them
+    DAMAGE = "damage"  # the journal cannot read them
+    REFUSED = "refused"  # their proof did not hold
+    MISSING = "missing"  # signed words say that they were published, and the publisher does not have them
+    EPOCH = "epoch"  # the journal was replaced
+
+    @property
+    def number(self) -> int:
+        """The number of this cause, from 1."""
+        return _NUMBERS[self]
+
+
+_NUMBERS = {cause: number for number, cause in enumerate(LossCause, 1)}
+
+
 @dataclass(frozen=True, slots=True)
 class Loss:
     """Messages of a stream that this reader will not get; reported once, in their place in the order.
 
     ``first`` and ``last`` bound them (``last`` is None where nobody knows how many there were). ``cause`` is
     ``retention`` (removed by age or size), ``damage`` (unreadable in the journal), ``refused`` (their proof did not
-    hold), ``missing`` (the publisher does not have them) or ``epoch`` (the journal was replaced).
+    hold), ``missing`` (the publisher does not have them) or ``epoch`` (the journal was replaced); ``number`` is the
+    same as a number: 1 to 5, in this order.
     """
 
     endpoint: str
@@ -50,6 +69,11 @@ class Loss:
     first: int
     last: int | None
     cause: str
+
+    @property
+    def number(self) -> int:
+        """The number of the cause."""
+        return LossCause(self.cause).number
 
     def __str__(self) -> str:
         span = f"{self.first} to {self.last}" if self.last is not None else f"from {self.first} on"
@@ -81,7 +105,10 @@ class ReaderStats:
     duplicates: int = 0
     gaps: int = 0  # times that live traffic showed a hole; refilled unless `lost` grows too
     lost: int = 0  # reports of loss
+    lost_messages: int = 0  # in these, as far as anybody knows how many they were
+    losses: dict[str, int] = field(default_factory=dict)  # reports of loss by cause
     refused: int = 0
+    refusals: dict[str, int] = field(default_factory=dict)  # by reason
     skew: float = 0.0  # seconds that the publisher's clock is ahead of ours, by its last beat; never used for order
     fetched: int = 0  # records read from the journal
     reconnects: int = 0  # times that the endpoint was connected anew because it was silent
@@ -140,6 +167,8 @@ class StreamReader:
         self.handed = 0  # everything up to here has been worked on by the user of the subscriber
         self.quarantined = ""  # why nothing of this stream is handed on any more
         self.heard_at: float | None = None  # monotonic time of the last beat or parcel that verified
+        self.beat_at: float | None = None  # monotonic time of the last beat
+        self.behind_since: float | None = None  # monotonic time at which live traffic last showed a hole
         self.silent_since: float | None = None  # monotonic time, while it has not been heard for too long
         self.beat: Beat | None = None  # the last one that was verified
         self._prefix = prefix
@@ -238,6 +267,7 @@ class StreamReader:
             return
         if not self._apply(parcel, live=True):
             self._fall_behind()
+            self.behind_since = now
             self._keep(parcel)
         self.heard_at = now  # only now: what others have forged must not hide that this endpoint is gone
 
@@ -250,13 +280,20 @@ class StreamReader:
         facts = beat.facts
         news = facts.epoch != self.epoch or facts.head > self.accounted
         if not news and now - self._verified_beat_at < _BEAT_VERIFIED_EVERY:
-            self.heard_at = now
+            self.heard_at = self.beat_at = now
             return
         self._verify_beat(beat, now)
-        self.heard_at = now
+        self.heard_at = self.beat_at = now
         self.stats.skew = facts.sent_at_ms / 1000 - wall
         if self.mode is not Mode.LIVE or self.quarantined:
             return
+        self._judge_beat(beat)
+        if self.mode is not Mode.LIVE:
+            self.behind_since = now
+
+    def _judge_beat(self, beat: Beat) -> None:
+        """Hold where a live stream stands against what a verified beat says."""
+        facts = beat.facts
         if facts.epoch != self.epoch:
             if facts.epoch not in self._left:
                 self._fall_behind()
@@ -606,8 +643,21 @@ class StreamReader:
         self.stats.messages -= 1
         self._refuse_message(error)
 
+    def count_refusal(self, reason: Reason) -> None:
+        """Count something of this stream that was refused."""
+        stats = self.stats
+        stats.refused += 1
+        stats.refusals[reason.value] = stats.refusals.get(reason.value, 0) + 1
+
+    @property
+    def lag(self) -> int:
+        """How many sequences lie between what the user has worked on and the head, as far as it is known by beats."""
+        beat = self.beat
+        head = 0 if beat is None or beat.facts.epoch != self.epoch else beat.facts.head
+        return max(head, self.accounted) - self.handed
+
     def _refuse_message(self, error: WireError) -> None:
-        self.stats.refused += 1
+        self.count_refusal(error.reason)
         self._verifier.reject(error.reason)
         log.warning("endpoint %s: a signed message was refused: %s", self.endpoint, error)
 
@@ -637,7 +687,10 @@ class StreamReader:
             self.handed = sequence
 
     def _lose(self, first: int, last: int | None, cause: str) -> None:
-        self.stats.lost += 1
+        stats = self.stats
+        stats.lost += 1
+        stats.losses[cause] = stats.losses.get(cause, 0) + 1
+        stats.lost_messages += 0 if last is None else last - first + 1
         self._unfinished += 1
         self._ready.append((self, Loss(self.endpoint, self.epoch, first, last, cause), first - 1))
 

@@ -287,7 +287,7 @@ class Subscriber:
 
     def readers(self) -> list[StreamReader]:
         """Return the state of each stream, for status and metrics."""
-        return [link.reader for link in self._links.values()]
+        return [link.reader for link in list(self._links.values())]  # another thread may look on
 
     def stop(self) -> None:
         """End the iteration, from any thread or a signal handler; what was received stays to be read again later."""
@@ -493,7 +493,7 @@ class Subscriber:
             source = _claimed_endpoint(frame)
         link = self._links.get(source)
         if link is not None:
-            link.reader.stats.refused += 1
+            link.reader.count_refusal(error.reason)
         self._refusals.refused(source, error.reason, str(error), now)
 
     def _refused_answer(self, error: Refused, endpoint: str, now: float) -> None:
