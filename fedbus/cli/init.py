@@ -16,6 +16,7 @@ Examples:
   fedbus init ~/bus --endpoint koji.build01
   fedbus init ~/bus --endpoint koji.build01 --endpoint bodhi.web01 \\
       --prefix org.fedoraproject --environment stg
+  fedbus init ~/bus --endpoint koji.build01 --curve
 """
 
 
@@ -33,15 +34,22 @@ Examples:
     help="The field behind the prefix in all topics; messages of another environment are refused.",
 )
 @click.option("--force", is_flag=True, help="Use a folder that is not empty: write its YAML files anew, keep its keys.")
+@click.option("--curve", is_flag=True, help="Encrypt all links, and let nobody else connect.")
 @click.option("--json", "as_json", is_flag=True, help="Say what was written as JSON.")
 def init(
-    directory: Path, endpoints: tuple[str, ...], prefix: str, environment: str, force: bool, as_json: bool
+    directory: Path,
+    endpoints: tuple[str, ...],
+    prefix: str,
+    environment: str,
+    force: bool,
+    curve: bool,
+    as_json: bool,
 ) -> None:
     """Write a complete private set-up into DIRECTORY.
 
     A CA of its own, a certificate for each endpoint, and endpoints on free ports of the loopback; it works at once.
     """
-    created = create(directory, endpoints, prefix=prefix, environment=environment, force=force)
+    created = create(directory, endpoints, prefix=prefix, environment=environment, force=force, encrypted=curve)
     if as_json:
         report = {
             "directory": str(created.directory),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +19,8 @@ from fedbus.cli.common import counted
 from fedbus.clock import SystemClock
 from fedbus.errors import FedbusError, KeysError, TrustError
 from fedbus.model.topic import Naming
+from fedbus.transport.endpoint import check_name
+from fedbus.trust import curve
 from fedbus.trust.authority import ALGORITHMS, CA_DAYS, CERTIFICATE_DAYS, CRL_DAYS, Algorithm, Authority, Issued
 from fedbus.trust.expiry import Expiry, stamp
 from fedbus.trust.keyring import Keyring, load_certificates
@@ -215,6 +218,74 @@ def roll_ca(
         f"next: bring {path} and {authority.crl_path} to every host, then rotate each endpoint (fedbus keys rotate "
         f"NAME); when nothing of the old CA is left, take its certificate, the last in {path}, out"
     )
+
+
+@keys.command(
+    "curve",
+    epilog=_epilog("fedbus keys curve koji.build01", "fedbus keys curve koji.build01 --out keys/koji.build01-2.curve"),
+)
+@click.argument("names", metavar="NAME…", nargs=-1, required=True)
+@_directory_option
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), help="Another file than NAME.curve, for a change of keys."
+)
+@_json_option
+@click.pass_context
+def create_curve(
+    context: click.Context, names: tuple[str, ...], directory: Path | None, out: Path | None, as_json: bool
+) -> None:
+    """Make the key pair with which the links to each endpoint NAME are encrypted; show the public key.
+
+    Where NAME has a pair already, it is shown and kept. The public key belongs into the endpoints file, as `curve`; the
+    file stays on the host that publishes as NAME.
+    """
+    if out is not None and len(names) > 1:
+        raise click.UsageError("--out names one file; give one NAME with it")
+    for name in names:
+        check_name(name)
+    folder = _folder(context, directory)
+    pairs = {name: _curve_pair(out or folder / f"{name}{curve.SUFFIX}", f"endpoint {name}") for name in names}
+    if as_json:
+        _json({name: {"curve": public, "key": str(path)} for name, (public, path) in pairs.items()})
+        return
+    for name, (public, _) in pairs.items():
+        click.echo(f'{name}: {{curve: "{public}"}}')
+    _notice("put each `curve` into the endpoints file of all hosts, then restart the publisher: doc/encryption.rst")
+
+
+@keys.command("link", epilog=_epilog("fedbus keys link", "fedbus keys link --name web01 >> clients"))
+@_directory_option
+@click.option("--name", help="What the list of clients calls this host; otherwise its host name.")
+@_json_option
+@click.pass_context
+def create_link(context: click.Context, directory: Path | None, name: str | None, as_json: bool) -> None:
+    """Make the key pair with which readers of this host connect to encrypted endpoints; show its line for lists.
+
+    Where there is one already (link.curve, or what links.key names), it is shown and kept. Publishers that let only
+    listed clients connect (links.clients) need the line in their list.
+    """
+    path = directory / curve.LINK_KEY if directory is not None else None
+    if path is None:
+        settings = _settings(context)
+        path = settings.links.key or settings.keys / curve.LINK_KEY
+    host = socket.gethostname() if name is None else name
+    if not host.strip() or not host.isprintable() or host != host.strip():
+        raise click.UsageError("a client's name is printable text, without blanks at its ends")
+    public, path = _curve_pair(path, "the readers of this host")
+    if as_json:
+        _json({"name": host, "curve": public, "key": str(path)})
+    else:
+        click.echo(f"{public} {host}")
+
+
+def _curve_pair(path: Path, what: str) -> tuple[str, Path]:
+    """Return the public key of the pair at *path*, which is made where there is none."""
+    if path.exists():
+        return curve.load_pair(path).public, path
+    pair = curve.make()
+    curve.write_pair(path, pair, what)
+    _notice(f"{path} was made; keep it secret")
+    return pair.public, path
 
 
 @keys.command("list", epilog=_epilog("fedbus keys list", "fedbus keys list --json | jq '.[] | select(.current)'"))

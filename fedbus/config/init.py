@@ -14,6 +14,7 @@ from fedbus.config.files import resolve
 from fedbus.errors import ConfigError
 from fedbus.model.topic import ENVIRONMENTS
 from fedbus.transport.endpoint import check_name
+from fedbus.trust import curve
 from fedbus.trust.authority import Authority
 from fedbus.trust.files import write_atomic
 
@@ -42,6 +43,7 @@ keys:
 #publisher:
 #  signatures_per_second: 2000  # how many seals subscribers are asked to verify
 
+{links}
 #limits:
 #  message_bytes: 1MiB
 
@@ -63,9 +65,28 @@ log:
 _ENDPOINTS = """\
 # Who publishes, and where: this file is the service discovery, the same on all hosts. Running programs notice a
 # change by themselves. `publish` is bound by the service itself (PUB), and so is `replay` (ROUTER).
-# One more: `fedbus keys issue SERVICE.HOST`, then three lines here.
+# One more: `fedbus keys issue SERVICE.HOST`, then three lines here. An entry with `curve` has encrypted links.
 
 endpoints:
+"""
+
+_PLAIN_LINKS = """\
+# Links are not encrypted (messages are signed all the same); `fedbus keys curve` makes keys for that.
+#links:
+#  clients: any             # or a file with the public keys of those who may connect
+#  connections_per_address: 512
+"""
+
+_ENCRYPTED_LINKS = """\
+links:
+  key: keys/link.curve   # with which the readers of this host connect; `fedbus keys link` makes one
+  clients: keys/clients  # who may connect to the endpoints of this host; any: all who have the endpoints file
+"""
+
+_CLIENTS = """\
+# Who may connect to the encrypted endpoints of this host: a public key, a blank, and a name, on each line.
+# `fedbus keys link`, run on another host, shows its line. Running publishers take a change up by themselves.
+{key} {name}
 """
 
 _POLICY = """\
@@ -94,8 +115,11 @@ def create(
     prefix: str = "org.example",
     environment: str = "dev",
     force: bool = False,
+    encrypted: bool = False,
 ) -> Created:
     """Write a set-up for *endpoints* into *directory* that works at once; folders get mode 0700, files 0600.
+
+    With *encrypted* the links between its processes are, and nobody else may connect.
 
     With *force* a folder that holds something already is used too: its YAML files are written anew, while its CA,
     certificates and journals are kept.
@@ -131,18 +155,33 @@ def create(
         name: (f"tcp://127.0.0.1:{publish}", f"tcp://127.0.0.1:{replay}")
         for name, publish, replay in zip(endpoints, ports[::2], ports[1::2], strict=True)
     }
+    public = {name: _curve(keys / f"{name}{curve.SUFFIX}", name) for name in endpoints} if encrypted else {}
+    if encrypted:
+        key = _curve(keys / curve.LINK_KEY, "the readers of this host")
+        write_atomic(keys / "clients", _CLIENTS.format(key=key, name="this host").encode(), mode=0o600)
     blocks = [
         f"  {_plain(name)}:\n    publish: {publish}\n    replay: {replay}\n"
+        + (f'    curve: "{public[name]}"\n' if encrypted else "")
         for name, (publish, replay) in addresses.items()
     ]
+    links = _ENCRYPTED_LINKS if encrypted else _PLAIN_LINKS
     texts = {
-        "10-bus.yaml": _BUS.format(prefix=_plain(prefix), environment=_plain(environment)),
+        "10-bus.yaml": _BUS.format(prefix=_plain(prefix), environment=_plain(environment), links=links),
         "20-endpoints.yaml": _ENDPOINTS + "\n".join(blocks),
         "30-policy.yaml": _POLICY,
     }
     for file, text in texts.items():
         write_atomic(directory / file, text.encode(), mode=0o600)
     return Created(directory=directory, files=tuple(directory / file for file in texts), endpoints=addresses)
+
+
+def _curve(path: Path, what: str) -> str:
+    """Return the public key of the pair at *path*, which is made where there is none."""
+    if path.exists():
+        return curve.load_pair(path).public
+    pair = curve.make()
+    curve.write_pair(path, pair, what)
+    return pair.public
 
 
 def free_ports(count: int) -> list[int]:

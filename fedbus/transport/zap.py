@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import select
 import socket as bsd
 import struct
@@ -52,6 +53,7 @@ _PROBATION_SECONDS = 4.0
 _ON_PROBATION = 64  # connections at most, as each needs a second descriptor
 _JUDGE_SECONDS = 0.2  # after which libzmq has closed what it dropped
 _LOOK_SECONDS = 1.0  # between two looks at the list of clients
+_MAPPED = re.compile(r"^tcp://\[::ffff:([0-9.]+)\]")  # how a socket for both families calls an IPv4 address
 _EVENTS_A_TURN = 1000
 _BANS = 10_000
 _WINDOW_SECONDS = 10.0
@@ -476,7 +478,7 @@ class HandshakeWatch:
                 break
             event, value = _EVENT.unpack(frames[0])
             event &= 0xFFFF
-            address = frames[1].decode("ascii", "replace")
+            address = _MAPPED.sub(r"tcp://\1", frames[1].decode("ascii", "replace"))
             if event == _SUCCEEDED:
                 found.append(Handshake(address, None))
             elif event != _STOPPED:
