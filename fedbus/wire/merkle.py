@@ -14,9 +14,16 @@ from fedbus.errors import Reason, WireError
 HASH_BYTES = 32
 
 
-def leaf_hash(prefix: bytes, envelope: bytes) -> bytes:
-    """Hash one leaf; *prefix* is 0x00 and whatever the leaf says before its envelope."""
-    return sha256(prefix + envelope).digest()
+def leaf_hashes(prefix: bytes, envelopes: list[bytes]) -> list[bytes]:
+    """Hash the leaves of *envelopes*; *prefix* is 0x00 and whatever each leaf says before its envelope."""
+    begin = sha256(prefix).copy  # the prefix is hashed once for all
+    hashes: list[bytes] = []
+    append = hashes.append
+    for envelope in envelopes:
+        leaf = begin()
+        leaf.update(envelope)
+        append(leaf.digest())
+    return hashes
 
 
 def _parents(nodes: list[bytes]) -> list[bytes]:

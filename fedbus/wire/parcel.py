@@ -71,8 +71,7 @@ class Parcel:
 
     def leaves(self) -> list[bytes]:
         """Hash the parcel's leaves."""
-        prefix = leaf_prefix(self.topic.encode("ascii"), self.chain)
-        return [sha256(prefix + envelope).digest() for envelope in self.envelopes]
+        return merkle.leaf_hashes(leaf_prefix(self.topic.encode("ascii"), self.chain), self.envelopes)
 
     def statement(self, leaves: list[bytes] | None = None) -> bytes:
         """Return the bytes that the seal's signature must cover, with the root computed from what was received.
@@ -302,8 +301,7 @@ def seal(
     """
     leaves: list[bytes] = []
     for group in groups:
-        prefix = leaf_prefix(group.topic, group.chain)
-        leaves += [sha256(prefix + envelope).digest() for envelope in group.envelopes]
+        leaves += merkle.leaf_hashes(leaf_prefix(group.topic, group.chain), group.envelopes)
     rows = merkle.levels(leaves)
     size = len(leaves)
     batch_head = head(endpoint, epoch, first, size)
