@@ -81,9 +81,19 @@ class Fetcher:
             elif link.home is not None and link.failures == 0:
                 if len(self._ready) < _READY:
                     again |= self._read_home(link, now) and link.reader.wants_fetch
-            elif now >= link.next_try_at and len(self.sockets) < self._concurrent:
+            elif now >= link.next_try_at and self._has_room(now):
                 self._start(link, now)
         return again
+
+    def _has_room(self, now: float) -> bool:
+        """Return whether another request may be made, if need be in place of one to an endpoint that is down."""
+        if len(self.sockets) < self._concurrent:
+            return True
+        for link in self.sockets.values():
+            if link.is_down(now):
+                self._failed(link, now)
+                return True
+        return False
 
     def drop(self, link: Link) -> None:
         """Have nothing more to do with *link*."""
@@ -144,6 +154,8 @@ class Fetcher:
             return link.reader.wants_fetch
         if link.overdue(now):
             self._failed(link, now, overdue=True)
+        elif not link.failures and link.is_down(now):
+            link.failures = 1  # nobody has to wait for it, but the request does no harm
         return False
 
     def _failed(self, link: Link, now: float, *, overdue: bool = False) -> None:

@@ -20,8 +20,9 @@ log = logging.getLogger(__name__)
 _BEATS = 3  # that may stay away before an endpoint counts as silent
 _LONGEST_BEAT = 60.0  # seconds; one that beats more rarely is connected anew between its beats
 _REOPEN_SECONDS = 60.0  # the longest pause between two new connections to an endpoint that is silent
-_FIRST_REOPEN = 3.0  # a new connection gets so many times the patience before the next one is made
+_FIRST_REOPEN = 4.0  # a new connection gets so many times the patience: over a link of 2 s delay it takes 16 s
 _DOWN_SECONDS = 1.0  # a first answer that has not come by then, of an endpoint that is not heard: it is down
+_WAIT_SECONDS = 20.0  # but the request stays, for when it comes up
 _PATIENCE_SECONDS = 2.0  # the same of one that is heard, and so is up; it grows: a link of 2 s delay takes 16 to open
 _MOST_PATIENCE = 30.0
 _LONGEST_STALL = 60.0  # a batch of 1 MiB over a link of 17 KiB a second
@@ -45,6 +46,8 @@ class Link:
     attempt: int = 0  # which of the addresses of its host is tried next
     heard_at: float | None = None  # as of the last look
     came_at: float = 0.0  # when it was first heard after a silence
+    connected_at: float = 0.0  # when the connection was made that is there now
+    choices: int = 1  # addresses of its host, of which one may be dead
     quiet: float = 0.0  # seconds that somebody listened without hearing it
     reopen_at: float = 0.0  # in seconds of `quiet`
     reopened: int = 0  # since it was last heard
@@ -74,7 +77,7 @@ class Link:
 
     # --- the live feed -----------------------------------------------------------------------------------------
 
-    def look(self, listened: float) -> bool:
+    def look(self, listened: float, now: float) -> bool:
         """Take notice of whether the endpoint was heard; return True when it should be connected anew now.
 
         *listened* are the seconds since the last look in which frames were taken in, so that the pauses of a busy user
@@ -84,7 +87,7 @@ class Link:
         reader = self.reader
         if reader.heard_at != self.heard_at:
             if self.heard_at is None or reader.silent_since is not None:
-                self.came_at = reader.heard_at or 0.0
+                self._came(reader.heard_at or now)
             self.heard_at = reader.heard_at
             if reader.silent_since is not None:
                 level = min(self.alarm, logging.INFO)
@@ -100,12 +103,22 @@ class Link:
             return False
         if reader.silent_since is None:
             self._fell_silent(patience)
-        elif self.quiet < self.reopen_at:
+            # one that was never heard may still be connecting, or be down, of which libzmq takes care
+            known = self.heard_at is not None or self.choices > 1
+            self.reopen_at = self.quiet if known else patience * _FIRST_REOPEN
+        if self.quiet < self.reopen_at:
             return False
         self.reopen_at = self.quiet + min(_REOPEN_SECONDS, patience * _FIRST_REOPEN * 2.0 ** min(self.reopened, 10))
         self.reopened += 1
+        self.connected_at = now
         reader.stats.reconnects += 1
         return True
+
+    def _came(self, heard_at: float) -> None:
+        """It is heard for the first time, or again."""
+        self.came_at = heard_at
+        # what it took to hear it is what an answer from its journal takes over a new connection, at most
+        self.patience = min(_MOST_PATIENCE, 1.5 * (heard_at - (self.connected_at or self.since)))
 
     def _fell_silent(self, patience: float) -> None:
         heard_at = self.heard_at
@@ -133,7 +146,7 @@ class Link:
     @property
     def is_heard(self) -> bool:
         """Whether the endpoint runs, by what came from it lately."""
-        return self.reader.heard_at is not None and self.reader.silent_since is None
+        return self.heard_at is not None and self.reader.silent_since is None
 
     def asked(self, request: int, now: float) -> int:
         """A request goes out; return how many bytes to ask for."""
@@ -146,8 +159,13 @@ class Link:
         """Whether the request has been left without an answer, or in the middle of one, for too long."""
         pause = now - self.moved_at
         if self.answered:
-            return pause > max(self.silence, self.stall)
-        return pause > (max(self.patience, self._least_patience) if self.is_heard else _DOWN_SECONDS)
+            # over a long way even a quick answer pauses, until TCP has felt its way
+            return pause > max(self.silence, self.stall, self.patience / 2)
+        return pause > (max(self.patience, self._least_patience) if self.is_heard else _WAIT_SECONDS)
+
+    def is_down(self, now: float) -> bool:
+        """Whether its journal does not answer, as that of an endpoint does not that is down."""
+        return not self.answered and now - self.asked_at > _DOWN_SECONDS and not self.is_heard
 
     @property
     def _least_patience(self) -> float:

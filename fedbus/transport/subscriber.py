@@ -355,6 +355,7 @@ class Subscriber:
         self._nowhere.pop(link.endpoint.name, None)
         # a second connect() to the same address does nothing
         self._disconnect(link)
+        link.choices = len(addresses)
         link.address = addresses[link.attempt % len(addresses)]
         link.attempt += 1
         sockets.connect(self._socket, link.address, server=link.endpoint.curve, pair=self._pair)
@@ -524,7 +525,7 @@ class Subscriber:
             for link in self._links.values():
                 if link.home is not None and link.request == 0:
                     self._fetcher.follow_home(link, now)
-                if link.look(listened):
+                if link.look(listened, now):
                     self._connect(link)
                 elif link.may_have_moved and link.address not in self._names.addresses(link.endpoint.publish):
                     self._connect(link)  # the question that the last attempt has asked has an answer now

@@ -281,7 +281,7 @@ def test_endpoints_that_were_never_heard_join_later(
     faults: Callable[..., Faults], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    world = faults("refuse", "garbage", "half-open", "mute")
+    world = faults("refuse", "garbage", "half-open", "mute", subscriber={"silence": 0.3})
     world.set(lambda kind: kind)
     world.start()
     world.say(1)
