@@ -103,9 +103,17 @@ class Fetcher:
 
     def close(self) -> None:
         """Close all connections."""
-        for socket in list(self.sockets):
-            socket.close(0)
+        for link in self.sockets.values():
+            self._close(link)
         self.sockets.clear()
+
+    @staticmethod
+    def _close(link: Link) -> None:
+        assert link.socket is not None
+        link.socket.close(0)
+        if link.ended is not None:
+            link.ended.close(0)
+        link.socket = link.ended = None
 
     def end(self, link: Link) -> None:
         """End the request of *link*, if there is one, with its connection."""
@@ -113,8 +121,7 @@ class Fetcher:
         if link.socket is not None:
             self._poller.unregister(link.socket)
             del self.sockets[link.socket]
-            link.socket.close(0)
-            link.socket = None
+            self._close(link)
 
     def _start(self, link: Link, now: float) -> None:
         self._request = self._request % 0xFFFF_FFFF + 1
@@ -132,6 +139,7 @@ class Fetcher:
                 pair=self._pair,
             )
             self._poller.register(link.socket, zmq.POLLIN)
+            link.ended = sockets.monitor(self._context, link.socket, zmq.EVENT_DISCONNECTED)
             self.sockets[link.socket] = link
             link.connected = False
         budget = link.asked(self._request, now)
@@ -152,7 +160,10 @@ class Fetcher:
         """Give a request up that is overdue; return whether there is more to do right away."""
         if not link.answered and now - link.asked_at > _LOCAL_SECONDS and self._read_home(link, now):
             return link.reader.wants_fetch
-        if link.overdue(now):
+        if link.connected and link.ended is not None and link.ended.getsockopt(zmq.EVENTS):
+            # libzmq connects again by itself, but what was asked over the old connection is forgotten on the other side
+            self._failed(link, now)
+        elif link.overdue(now):
             self._failed(link, now, overdue=True)
         elif not link.failures and link.is_down(now):
             link.failures = 1  # nobody has to wait for it, but the request does no harm

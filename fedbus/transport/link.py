@@ -55,6 +55,7 @@ class Link:
 
     # the current request
     socket: zmq.Socket[bytes] | None = None
+    ended: zmq.Socket[bytes] | None = None  # readable once the connection of `socket` has ended
     request: int = 0
     answered: bool = False
     connected: bool = False  # the socket has had an answer, so what is sent now does not wait for a connection

@@ -1,0 +1,182 @@
+"""The processes of a soak that use fedbus: publishers and subscribers, which report to the ledger what befalls them.
+
+``python -m tests.processes.workers publish CONFIG ENDPOINT SOURCE LIFE RATE`` publishes until SIGTERM; SIGUSR1 has it
+stop publishing and stay, for readers that still need its journal.
+``python -m tests.processes.workers subscribe CONFIG NAME LIFE DIVISOR`` reads with the cursor NAME until SIGTERM.
+``CONSUMER`` below is the text of a consumer for a hub. ``LEDGER_FD`` names the pipe.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Iterable
+from types import FrameType
+
+from fedbus import Bus, Message
+from fedbus.errors import FedbusError, JournalError, JournalWriteError, QueueFull
+from fedbus.transport.batch import Pending
+from fedbus.transport.reader import Loss
+
+LEDGER = int(os.environ.get("LEDGER_FD", "-1"))
+LIFE_BITS = 24  # the n of a life begin with its number
+MARKED = 3  # each n that this divides is published as soak.mark.set, the others as soak.row.add
+TICK = 0.01  # seconds between two groups of messages
+PADDING = "x" * 100
+
+CONSUMER = """
+import os
+import fedbus
+
+class Ledger(fedbus.Consumer):
+    topics = ("#",)
+    since = "beginning"
+
+    def start(self):
+        self.fd, self.life = int(os.environ["LEDGER_FD"]), int(os.environ["SOAK_LIFE"])
+        os.write(self.fd, f"live hub {self.life} 1\\n".encode())
+
+    def consume(self, one):
+        line = f"got hub {self.life} {one.endpoint} {one.epoch} {one.sequence} {one.body['s']} {one.body['n']} 1\\n"
+        os.write(self.fd, line.encode())
+
+    def lost(self, loss):
+        os.write(self.fd, f"lost hub {self.life} {loss.endpoint} {loss.first} {loss.last}\\n".encode())
+"""
+
+
+def report(lines: Iterable[str]) -> None:
+    """Write whole lines to the ledger, in pieces that the kernel keeps whole."""
+    piece = b""
+    for line in lines:
+        data = line.encode() + b"\n"
+        if len(piece) + len(data) > select.PIPE_BUF:
+            os.write(LEDGER, piece)
+            piece = b""
+        piece += data
+    if piece:
+        os.write(LEDGER, piece)
+
+
+class _Runs:
+    """Joins what counts on, sequence and n by ones, into one line: BEFORE SEQUENCE BETWEEN N COUNT."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self._words = ("", "")
+        self._sequence = self._n = self._count = 0
+
+    def add(self, before: str, sequence: int, between: str, n: int) -> None:
+        count = self._count
+        if (before, between) == self._words and (sequence, n) == (self._sequence + count, self._n + count):
+            self._count += 1
+            return
+        self.end()
+        self._words, self._sequence, self._n, self._count = (before, between), sequence, n, 1
+
+    def end(self) -> list[str]:
+        if self._count:
+            before, between = self._words
+            self.lines.append(f"{before} {self._sequence}{between} {self._n} {self._count}")
+        self._count = 0
+        return self.lines
+
+
+class Flags:
+    """What signals have asked for."""
+
+    def __init__(self) -> None:
+        self.stop = self.rest = False
+        signal.signal(signal.SIGTERM, self._stop)
+        signal.signal(signal.SIGUSR1, self._rest)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self.stop = True
+
+    def _rest(self, number: int, frame: FrameType | None) -> None:
+        self.rest = True
+
+
+def publish(config: str, endpoint: str, source: str, life: str, rate: str) -> None:
+    """Publish *rate* messages a second; end when the publisher itself does."""
+    flags = Flags()
+    with Bus.open(config) as bus, bus.publisher(endpoint) as publisher:
+        n = int(life) << LIFE_BITS
+        per_tick = float(rate) * TICK
+        due, owed = time.monotonic(), 0.0
+        while not flags.stop:
+            # what was missed while this process was stopped is not made up for at once
+            due = max(due + TICK, time.monotonic() - 1.0)
+            time.sleep(max(0.0, due - time.monotonic()))
+            if flags.rest:
+                continue
+            owed += per_tick
+            group: list[tuple[int, Pending]] = []
+            while owed >= 1.0:
+                owed -= 1.0
+                n += 1
+                topic = "soak.row.add" if n % MARKED else "soak.mark.set"
+                try:
+                    group.append((n, publisher.enqueue(topic, {"s": source, "n": n, "pad": PADDING})))
+                except QueueFull:
+                    report([f"no {source} {n} 1"])
+            if not settle(group, source):
+                time.sleep(0.05)
+
+
+def settle(group: list[tuple[int, Pending]], source: str) -> bool:
+    """Wait for the receipts of *group* and report them; return whether all were given."""
+    runs = _Runs()
+    others: list[str] = []
+    for n, pending in group:
+        try:
+            receipt = pending.result(120.0)
+        except JournalWriteError:
+            others.append(f"no {source} {n} 1")
+        except FedbusError as error:
+            report([*runs.end(), *others, f"maybe {source} {n} 1"])
+            raise SystemExit(f"no receipt for {n}: {error}") from error
+        else:
+            runs.add(f"ack {source} {receipt.endpoint} {receipt.epoch}", receipt.sequence, "", n)
+    report([*runs.end(), *others])
+    return not others
+
+
+def subscribe(config: str, name: str, life: str, divisor: str) -> None:
+    """Read with cursor *name*, and report all before asking for more."""
+    flags = Flags()
+    report([f"live {name} {life} {divisor}"])
+
+    def on_loss(loss: Loss) -> None:
+        report([f"lost {name} {life} {loss.endpoint} {loss.first} {loss.last}"])
+
+    filters = ["*.soak.mark"] if divisor != "1" else []
+    with (
+        Bus.open(config) as bus,
+        bus.subscribe(*filters, since="beginning", cursor=name, on_loss=on_loss) as subscriber,
+    ):
+        while not flags.stop:
+            try:
+                messages = subscriber.receive(0.2)
+            except JournalError as error:
+                print(f"cursor {name}: {error}", file=sys.stderr, flush=True)
+                time.sleep(0.1)
+                continue
+            got(name, life, messages)
+
+
+def got(name: str, life: str, messages: list[Message]) -> None:
+    runs = _Runs()
+    for one in messages:
+        runs.add(f"got {name} {life} {one.endpoint} {one.epoch}", one.sequence, f" {one.body['s']}", one.body["n"])
+    report(runs.end())
+
+
+if __name__ == "__main__":
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    logging.captureWarnings(True)
+    {"publish": publish, "subscribe": subscribe}[sys.argv[1]](*sys.argv[2:])
