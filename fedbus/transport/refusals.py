@@ -16,7 +16,7 @@ class RefusalLog:
         self._what = what
         self._seen: dict[tuple[str, StrEnum], tuple[float, int]] = {}
 
-    def refused(self, source: str, reason: StrEnum, text: str, now: float) -> None:
+    def refused(self, source: str, reason: StrEnum, text: str, now: float, *, level: int = logging.WARNING) -> None:
         """Note one refusal at the monotonic time *now*."""
         key = (source, reason)
         at, held = self._seen.get(key, (float("-inf"), 0))
@@ -27,4 +27,4 @@ class RefusalLog:
             self._seen.clear()
         self._seen[key] = (now, 0)
         more = f" (and {held} more like it)" if held else ""
-        self._log.warning("%s %s: %s: %s%s", self._what, source, reason.value, text, more)
+        self._log.log(level, "%s %s: %s: %s%s", self._what, source, reason.value, text, more)

@@ -253,7 +253,9 @@ class Gate:
         source = f"{address or 'a local process'} at endpoint {endpoint}"
         with self._mutex:  # publishers' threads come here too
             self.stats.refused[fault] += 1
-            self._refusals.refused(source, fault, text, self._clock.monotonic())
+            # monitoring that only connects is no reason for alarm
+            level = logging.INFO if fault is LinkFault.HANDSHAKE else logging.WARNING
+            self._refusals.refused(source, fault, text, self._clock.monotonic(), level=level)
 
     def _ban(self, endpoint: str, address: str, fault: LinkFault, text: str) -> None:
         self._refused(endpoint, address, fault, text)
@@ -327,6 +329,8 @@ class Gate:
         failed, guarded.failed = guarded.failed, None
         connection = guarded.connections.pop(descriptor, None)
         if connection is None:
+            if failed is not None and failed is not LinkFault.BANNED:
+                self._refused(guarded.name, "a peer that left at once", failed, _SERVER_TEXTS[failed])
             return
         self._gone(guarded, connection, release=False)
         if failed is not None:
