@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from fedbus.hub.delivery import Enabled
     from fedbus.hub.hub import Hub
     from fedbus.hub.options import HubOptions
+    from fedbus.monitor.http import StatusServer
     from fedbus.transport.asubscriber import AsyncSubscriber
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,8 @@ class Bus:
         # every connection takes a descriptor and a slot here; 500 endpoints and some subscribers fit
         self._context.set(zmq.MAX_SOCKETS, 8192)
         self._pid = os.getpid()
+        self._opened_at = self._clock.monotonic()
+        self._servers: list[StatusServer] = []
         self._verifier: Verifier | None = None
         self._store: CursorStore | None = None
         self._publishers: list[Publisher] = []
@@ -257,11 +260,57 @@ class Bus:
         path = chosen or self.settings.keys / LINK_KEY
         return curve.load_pair(path) if chosen is not None or path.exists() else None
 
+    def serve_metrics(self, address: str | None = None) -> StatusServer:
+        """Serve /live and /metrics of all publishers and subscribers of this bus on *address*, ``HOST:PORT``.
+
+        Without one ``metrics.http`` of the configuration counts; port 0 takes a free one, ``address`` of what is
+        returned tells which. It ends with the bus. There is no password, so choose an address of the loopback.
+
+        Raises:
+            BindError: The port is taken, or not this host's.
+            ConfigError: No address was given, and the configuration has none.
+        """
+        # programs that do not show themselves need not load it
+        from fedbus.monitor.http import Answer, StatusServer, json_answer
+        from fedbus.monitor.text import CONTENT_TYPE
+
+        self._check_process()
+        chosen = address or self.settings.metrics.http
+        if chosen is None:
+            raise ConfigError(
+                f"{self.settings.directory}: metrics have no address; set metrics.http, or give serve_metrics one"
+            )
+
+        def show(here: bool) -> Answer:
+            return Answer(200, CONTENT_TYPE, self.metrics())
+
+        pages = {"/live": lambda here: json_answer(200, {"live": True}), "/metrics": show}
+        server = StatusServer(chosen, pages, owner="metrics", setting="metrics.http")
+        server.start()
+        self._servers.append(server)
+        return server
+
+    def metrics(self) -> str:
+        """Return what all publishers and subscribers of this bus count, as text for Prometheus; from any thread."""
+        from fedbus.monitor.text import exposition
+        from fedbus.transport.metrics import of_links, of_publishers, of_refusals, of_subscribers
+
+        subscribers = [one for one in list(self._subscribers) if not one.closed]
+        families = of_publishers([one for one in list(self._publishers) if not one.closed])
+        if self._publishers:
+            families += of_links(self.links)
+        families += of_subscribers(subscribers, now=self._clock.monotonic(), since=self._opened_at)
+        families.append(of_refusals({} if self._verifier is None else dict(self._verifier.rejections)))
+        return exposition(families)
+
     def close(self) -> None:
         """Close all publishers (what they accepted is journaled and sent first), subscribers and the cursor store."""
         if self._pid != os.getpid():
             return
         failures: list[Exception] = []
+        for server in self._servers:
+            server.stop()
+        self._servers.clear()
         parts: list[Publisher | Subscriber] = [*self._publishers, *self._subscribers]
         for part in parts:
             try:

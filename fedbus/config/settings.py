@@ -29,6 +29,7 @@ from fedbus.hub.options import ConsumerSettings, HubOptions
 from fedbus.journal.options import JournalOptions, SyncPolicy
 from fedbus.model.limits import Limits
 from fedbus.model.topic import Naming, TopicFilter
+from fedbus.monitor.options import MetricsOptions
 from fedbus.transport.endpoint import Address, Also, Endpoint, check_name
 from fedbus.transport.options import LinkOptions, PublisherOptions, SubscriberOptions
 from fedbus.trust import curve
@@ -68,6 +69,7 @@ class Settings:
     subscriber: SubscriberOptions
     links: LinkOptions
     limits: Limits
+    metrics: MetricsOptions
     hub: HubOptions
     consumers: Mapping[str, ConsumerSettings]
     log: LogSettings
@@ -384,7 +386,8 @@ class _Builder:
             subscriber=self._options(SubscriberOptions, "subscriber", section("subscriber")),
             links=self._options(LinkOptions, "links", self._links(section("links"))),
             limits=self._options(Limits, "limits", section("limits")),
-            hub=self._hub(section("hub")),
+            metrics=self._served(MetricsOptions, "metrics", section("metrics")),
+            hub=self._served(HubOptions, "hub", section("hub")),
             consumers=dict(self._consumers(section("consumers"), naming)),
             log=LogSettings(**section("log")),
             values=document.values,
@@ -514,12 +517,12 @@ class _Builder:
                 rules.append(Rule(signer=entry["signer"], topics=topics, origin=str(self._document.origin(path))))
         return tuple(rules)
 
-    def _hub(self, values: dict[str, Any]) -> HubOptions:
+    def _served(self, kind: Any, name: str, values: dict[str, Any]) -> Any:
+        """Fill *kind*, which has the address of an HTTP port."""
         http = values.get("http")
         if http is not None and not 1 <= int(re.sub(r".*:", "", http)) <= 65535:
-            self.refuse(("hub", "http"), f"hub.http: the port of {http!r} must be between 1 and 65535")
-        options: HubOptions = self._options(HubOptions, "hub", values)
-        return options
+            self.refuse((name, "http"), f"{name}.http: the port of {http!r} must be between 1 and 65535")
+        return self._options(kind, name, values)
 
     def _consumers(self, values: dict[str, Any], naming: Naming) -> Iterator[tuple[str, ConsumerSettings]]:
         for name, entry in values.items():

@@ -13,12 +13,13 @@ from fedbus.errors import ConfigError, FedbusError, Fenced, MessageError
 from fedbus.hub.consumer import Halt
 from fedbus.hub.delivery import Delivery, Enabled
 from fedbus.hub.feed import Feed
-from fedbus.hub.http import StatusServer
+from fedbus.hub.http import status_server
 from fedbus.hub.intake import Intake
 from fedbus.hub.options import HubOptions
 from fedbus.hub.source import Source
 from fedbus.model.message import Message
 from fedbus.model.topic import TopicFilter
+from fedbus.monitor.http import StatusServer
 from fedbus.transport.endpoint import Endpoint
 from fedbus.transport.reader import Since
 
@@ -117,7 +118,7 @@ class Hub:
                 raise ConfigError(f"{enabled.origin or 'consumer'}: {enabled.name}: since: {error}") from error
             self.deliveries.append(delivery)
         if self.options.http is not None:
-            self._http = StatusServer(self, self.options.http)
+            self._http = status_server(self, self.options.http)
             self._http.start()
         for delivery in self.deliveries:
             delivery.start()
@@ -232,10 +233,7 @@ class Hub:
     @property
     def http_address(self) -> str | None:
         """Where /live, /ready and /metrics are served, HOST:PORT; None where they are not."""
-        if self._http is None:
-            return None
-        host, _, _ = self._http.address.rpartition(":")
-        return f"{host}:{self._http.port}"
+        return None if self._http is None else self._http.address
 
     @property
     def joined(self) -> bool:

@@ -46,7 +46,35 @@ log = logging.getLogger(__name__)
 
 _IOV_MAX = os.sysconf("SC_IOV_MAX")
 _UNCACHE_STEP = 4 * 2**20  # bytes let go of by the page cache at once
+_WINDOW_SECONDS = 10.0
 _ROLL_AGE = 1 / 8  # of retain_age: so much longer than that may a message of a quiet stream be kept
+
+
+class SyncTimes:
+    """How often the disk was asked to sync, and how long that took; a look at it from another thread does no harm."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.seconds = 0.0
+        self._recent = (0.0, 0.0)  # the longest of the last window, and of this one
+        self._turned_at = float("-inf")
+
+    def note(self, now: float, seconds: float) -> None:
+        """Note a sync that ended at the monotonic time *now*, whether it succeeded or not."""
+        self.count += 1
+        self.seconds += seconds
+        if now - self._turned_at > _WINDOW_SECONDS:
+            self._recent = (self._recent[1] if now - self._turned_at < 2 * _WINDOW_SECONDS else 0.0, seconds)
+            self._turned_at = now
+        elif seconds > self._recent[1]:
+            self._recent = (self._recent[0], seconds)
+
+    def longest(self, now: float) -> float:
+        """Return the seconds of the longest sync within the last ten to twenty seconds."""
+        since = now - self._turned_at
+        if since > 2 * _WINDOW_SECONDS:
+            return 0.0
+        return self._recent[1] if since > _WINDOW_SECONDS else max(self._recent)
 
 
 class Journal(Reading):
@@ -65,6 +93,7 @@ class Journal(Reading):
         self.endpoint = endpoint
         self.synced = 0
         self.cut = 0
+        self.syncs = SyncTimes()
         self._clock = clock
         self._may_mark = True
         self._token = 0
@@ -368,7 +397,7 @@ class Journal(Reading):
             if ARMED:
                 hit("journal.write.after")
             if self._always:
-                sync_data(fd)
+                self._sync(fd)
         except BaseException:
             # After a failed sync the kernel may have marked the pages clean that it could not write, and the next
             # sync then succeeds over data that is not there ("fsyncgate"): nothing more goes into this file.
@@ -379,6 +408,15 @@ class Journal(Reading):
             except OSError:
                 self._roll_next = True  # what is left behind lies above the next segment's base and is never read
             raise
+
+    def _sync(self, fd: int) -> None:
+        monotonic = self._clock.monotonic
+        begun = monotonic()
+        try:
+            sync_data(fd)
+        finally:
+            now = monotonic()
+            self.syncs.note(now, now - begun)
 
     def _roll(self) -> None:
         """Close the active segment, go on in a new one, and let retention take what it may."""
@@ -405,7 +443,7 @@ class Journal(Reading):
         if self.synced >= self.head:
             return
         try:
-            sync_data(self._file.fd)
+            self._sync(self._file.fd)
         except OSError:
             self._unsafe = True
             raise
@@ -498,7 +536,7 @@ class Journal(Reading):
                 self.sync()
                 return
         try:
-            sync_data(file.fd)
+            self._sync(file.fd)
         except OSError:
             with self._turn:
                 if self._file is file:

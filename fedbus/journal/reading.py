@@ -328,6 +328,14 @@ class Reading:
                 found += min(self._index(segment, ceiling).tip[1], ceiling) - segment.base + 1
         return found
 
+    def disk_bytes(self) -> int:
+        """How many bytes the segments take; any thread may ask."""
+        total = 0
+        for segment in self._segments:
+            with contextlib.suppress(OSError):
+                total += segment.path.stat().st_size
+        return total
+
     def recheck(self) -> None:
         """Forget which bytes were found sound: a reader was handed some that are not. The next reads check again."""
         for segment in self._segments:

@@ -415,6 +415,33 @@ class Publisher:
         return self._journal.head
 
     @property
+    def closed(self) -> bool:
+        """Whether it takes no more messages, since it was closed or has failed."""
+        return self._closing
+
+    def facts(self) -> dict[str, float]:
+        """Return gauges and counters that are not in ``stats``, for metrics; may be called from any thread."""
+        journal, replay = self._journal, self._server.stats
+        syncs = journal.syncs
+        return {
+            "queued_messages": len(self._queue),
+            "queue_messages_limit": self._options.queue_messages,
+            "replay_readers": replay.sessions,
+            "replay_requests": replay.requests,
+            "replay_refused": replay.refused,
+            "replay_bytes": replay.bytes,
+            "journal_start": journal.start,
+            "journal_head": journal.head,
+            "journal_bytes": journal.disk_bytes(),
+            "journal_limit_bytes": journal.options.retain_bytes,
+            "journal_topics": len(journal.heads),
+            "syncs": syncs.count,
+            "sync_seconds": syncs.seconds,
+            "sync_longest_seconds": syncs.longest(self._clock.monotonic()),
+            "certificate_expires_seconds": self._signer.expires_at - self._clock.wall(),
+        }
+
+    @property
     def position(self) -> tuple[str, int]:
         """Epoch and head."""
         return self._journal.epoch, self._journal.head

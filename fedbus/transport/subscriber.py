@@ -412,6 +412,11 @@ class Subscriber:
         return not self.filters or any(one.matches(topic) for one in self.filters)
 
     @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return self._closed
+
+    @property
     def stopped(self) -> bool:
         """Whether :meth:`stop` was called."""
         return self._stopped

@@ -19,6 +19,7 @@ LAYERS = (
     "wire",
     "trust",
     "journal",
+    "monitor",
     "transport",
     "hub",
     "config",

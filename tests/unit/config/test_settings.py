@@ -11,6 +11,7 @@ from fedbus.errors import ConfigError
 from fedbus.hub.options import HubOptions
 from fedbus.journal.journal import JournalOptions, SyncPolicy
 from fedbus.model.limits import Limits
+from fedbus.monitor.options import MetricsOptions
 from fedbus.transport.publisher import PublisherOptions
 from fedbus.transport.subscriber import SubscriberOptions
 from fedbus.trust.keyring import KeyringOptions
@@ -174,6 +175,7 @@ def test_a_section_whose_lines_are_all_commented_out_counts_as_absent(folder):
             "environment: stg\nkeys: {crl: false}",
             "20-more.yaml:2: keys.crl: revocation can be left unchecked in dev only",
         ),
+        ("metrics: {http: 'localhost:0'}", "metrics.http: the port of 'localhost:0' must be between 1 and 65535"),
         ("hub: {http: 'localhost:70000'}", "hub.http: the port of 'localhost:70000' must be between 1 and 65535"),
         (
             "endpoints: {koji: {publish: 'tcp://h:1', replay: 'tcp://h:2'}}",
@@ -302,6 +304,7 @@ def test_the_schema_is_valid_and_closed_everywhere_but_in_the_settings_of_a_cons
         ("publisher", PublisherOptions, set()),
         ("subscriber", SubscriberOptions, set()),
         ("limits", Limits, set()),
+        ("metrics", MetricsOptions, set()),
         ("hub", HubOptions, set()),
         ("journal", JournalOptions, {"directory"}),
     ],

@@ -1,0 +1,1 @@
+"""How programs show themselves: counters as text, and the local HTTP port that serves it."""
