@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST_FLAGS ?=
 SOAK_SECONDS ?= 3600
+SOAK_KILLS ?= 0
+SOAK_SEED ?= 0
 
 .PHONY: help install demo test lint types bench docs soak clean
 
@@ -39,8 +41,8 @@ docs: install  ## build the documentation into doc/_build/html
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	$(BIN)/sphinx-build -W --keep-going -q -b html doc doc/_build/html
 
-soak: install  ## a long random run with kills (SOAK_SECONDS=3600)
-	FEDBUS_SOAK_SECONDS=$(SOAK_SECONDS) $(BIN)/python -m pytest -s tests/processes/test_soak.py $(PYTEST_FLAGS)
+soak: install  ## a long random run with faults of all kinds (SOAK_SECONDS=3600, SOAK_SEED=), or SOAK_KILLS=1000
+	$(BIN)/python -m tests.processes.soak --seconds $(SOAK_SECONDS) --kills $(SOAK_KILLS) --seed $(SOAK_SEED) $(SOAK_FLAGS)
 
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) build dist *.egg-info doc/_build .bench

@@ -1,7 +1,7 @@
 """The processes of a soak that use fedbus: publishers and subscribers, which report to the ledger what befalls them.
 
-``python -m tests.processes.workers publish CONFIG ENDPOINT SOURCE LIFE RATE`` publishes until SIGTERM; SIGUSR1 has it
-stop publishing and stay, for readers that still need its journal.
+``python -m tests.processes.workers publish CONFIG ENDPOINT SOURCE LIFE RATE`` publishes until SIGTERM; once the file
+exists that ``SOAK_REST`` names, it only stays, for readers that still need its journal.
 ``python -m tests.processes.workers subscribe CONFIG NAME LIFE DIVISOR`` reads with the cursor NAME until SIGTERM.
 ``CONSUMER`` below is the text of a consumer for a hub. ``LEDGER_FD`` names the pipe.
 """
@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from types import FrameType
 
 from fedbus import Bus, Message
@@ -23,6 +24,7 @@ from fedbus.transport.batch import Pending
 from fedbus.transport.reader import Loss
 
 LEDGER = int(os.environ.get("LEDGER_FD", "-1"))
+REST = Path(os.environ.get("SOAK_REST", "/nonexistent"))
 LIFE_BITS = 24  # the n of a life begin with its number
 MARKED = 3  # each n that this divides is published as soak.mark.set, the others as soak.row.add
 TICK = 0.01  # seconds between two groups of messages
@@ -87,18 +89,14 @@ class _Runs:
 
 
 class Flags:
-    """What signals have asked for."""
+    """What SIGTERM has asked for."""
 
     def __init__(self) -> None:
-        self.stop = self.rest = False
+        self.stop = False
         signal.signal(signal.SIGTERM, self._stop)
-        signal.signal(signal.SIGUSR1, self._rest)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self.stop = True
-
-    def _rest(self, number: int, frame: FrameType | None) -> None:
-        self.rest = True
 
 
 def publish(config: str, endpoint: str, source: str, life: str, rate: str) -> None:
@@ -112,7 +110,7 @@ def publish(config: str, endpoint: str, source: str, life: str, rate: str) -> No
             # what was missed while this process was stopped is not made up for at once
             due = max(due + TICK, time.monotonic() - 1.0)
             time.sleep(max(0.0, due - time.monotonic()))
-            if flags.rest:
+            if REST.exists():
                 continue
             owed += per_tick
             group: list[tuple[int, Pending]] = []
