@@ -76,7 +76,7 @@ def make_hosts() -> tuple[list[int], list[int]]:
 def carry(devices: list[int], seed: int) -> None:
     """Pass packets on until stdin ends, as its lines say."""
     chance = random.Random(seed)
-    state: dict[str, Any] = {"loss": 0.0, "delay": 0.0, "cut": []}
+    state: dict[str, Any] = {"loss": 0.0, "delay": 0.0, "slow": [], "cut": []}
     on_the_way: list[tuple[float, int, int, bytes]] = []
     numbers = count()
     while True:
@@ -94,7 +94,8 @@ def carry(devices: list[int], seed: int) -> None:
             way = devices.index(one)
             if way in state["cut"] or chance.random() < state["loss"]:
                 continue
-            heapq.heappush(on_the_way, (time.monotonic() + state["delay"], next(numbers), 1 - way, packet))
+            due = time.monotonic() + (state["delay"] if way in state["slow"] else 0.0)
+            heapq.heappush(on_the_way, (due, next(numbers), 1 - way, packet))
         while on_the_way and on_the_way[0][0] <= time.monotonic():
             _, _, to, packet = heapq.heappop(on_the_way)
             try:
@@ -130,10 +131,12 @@ class Cable:
         user = () if self._as_root else ("--user", "--preserve-credentials")
         return ("nsenter", *user, f"--target={self._pids[number]}", "--net", "--")
 
-    def set(self, *, loss: float = 0.0, delay: float = 0.0, cut: tuple[int, ...] = ()) -> None:
-        """Lose this share of the packets, delay each by so many seconds, swallow all that the hosts in *cut* send."""
+    def set(
+        self, *, loss: float = 0.0, delay: float = 0.0, slow: tuple[int, ...] = (0, 1), cut: tuple[int, ...] = ()
+    ) -> None:
+        """Lose this share of packets, delay by so many seconds what the hosts in *slow* send, swallow it for *cut*."""
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"loss": loss, "delay": delay, "cut": cut}) + "\n")
+        self._process.stdin.write(json.dumps({"loss": loss, "delay": delay, "slow": slow, "cut": cut}) + "\n")
         self._process.stdin.flush()
         self._hear()
 
