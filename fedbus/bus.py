@@ -14,7 +14,8 @@ from uuid import UUID
 import zmq
 
 from fedbus.clock import Clock, SystemClock
-from fedbus.config.settings import Settings
+from fedbus.config.discovery import Discovery, HubWatch
+from fedbus.config.settings import ConfigWatcher, Settings
 from fedbus.config.units import parse_duration
 from fedbus.errors import ConfigError, ForkedError, KeysError, Reason, TrustError
 from fedbus.journal.cursors import CursorStore
@@ -24,6 +25,7 @@ from fedbus.model.position import Cursor, Position
 from fedbus.model.stream import StreamHome
 from fedbus.model.topic import TopicFilter
 from fedbus.transport.endpoint import Endpoint
+from fedbus.transport.names import Names
 from fedbus.transport.publisher import Publisher
 from fedbus.transport.reader import Loss, Since
 from fedbus.transport.subscriber import Subscriber
@@ -50,12 +52,16 @@ SinceLike = str | datetime | timedelta | MessageKey | Cursor
 class Bus:
     """One configuration and its sockets' context; thread-safe, for one process.
 
-    ``with Bus.open() as bus`` closes everything that was opened from it.
+    ``with Bus.open() as bus`` closes everything that was opened from it. A bus that was opened from a folder notices
+    when its files change: subscribers and hubs go on with the endpoints that were added, moved or removed, and with
+    the new rules and CAs. One made of :class:`Settings` keeps to these.
     """
 
-    def __init__(self, settings: Settings, *, clock: Clock | None = None) -> None:
-        self.settings = settings
+    def __init__(self, settings: Settings | ConfigWatcher, *, clock: Clock | None = None) -> None:
         self._clock = clock or SystemClock()
+        self.discovery = Discovery(settings, clock=self._clock, adopt=self._adopt)
+        self.settings = self.discovery.settings  # in force now
+        self._names = Names(self._clock)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         # every connection takes a descriptor and a slot here; 500 endpoints and some subscribers fit
         self._context.set(zmq.MAX_SOCKETS, 8192)
@@ -75,7 +81,14 @@ class Bus:
         Raises:
             ConfigError: It cannot be used; every fault is listed with file and line.
         """
-        return cls(config if isinstance(config, Settings) else Settings.load(config))
+        return cls(config if isinstance(config, Settings) else ConfigWatcher(config))
+
+    def reload(self) -> None:
+        """Have the files read soon, even where they look the same; safe in any thread and in a signal handler.
+
+        Subscribers do so while they receive, a hub in its own thread. What cannot be used is refused and logged.
+        """
+        self.discovery.force()
 
     def publisher(self, endpoint: str) -> Publisher:
         """Open the publishing end of *endpoint*: bind its sockets, open its journal, load its key.
@@ -93,7 +106,6 @@ class Bus:
             raise ConfigError(f"{found.origin}: endpoint {endpoint!r} speaks {found.wire}, which this release cannot")
         certificate = found.certificate or settings.keys / f"{endpoint}.crt"
         key = found.key or settings.keys / f"{endpoint}.key"
-        policy = settings.policy
         signer = Signer.load(endpoint, certificate, key, clock=self._clock)
         self._check_readers_would_accept(signer)
         publisher = Publisher.open(
@@ -105,11 +117,19 @@ class Bus:
             limits=settings.limits,
             context=self._context,
             clock=self._clock,
-            may_publish=lambda topic: policy.check(endpoint, topic),
+            may_publish=lambda topic: self._check_policy(endpoint, topic),
             gate=self._open_gate(),
         )
         self._publishers.append(publisher)
         return publisher
+
+    def _check_policy(self, endpoint: str, topic: str) -> None:
+        try:
+            self.settings.policy.check(endpoint, topic)
+        except TrustError:
+            # a rule may have been added since; nothing else in a program that only publishes looks at the files
+            self.discovery.look()
+            self.settings.policy.check(endpoint, topic)
 
     def _check_readers_would_accept(self, signer: Signer) -> None:
         """Raise if readers are known to refuse what *signer* signs; a receipt for it would be worth nothing."""
@@ -146,12 +166,27 @@ class Bus:
             MessageError: A filter is none.
             ValueError: *since* is none of these.
         """
+        return self._subscribe(filters, since, cursor, endpoints, strict, on_loss, wait=True)
+
+    def _subscribe(
+        self,
+        filters: tuple[str, ...],
+        since: SinceLike,
+        cursor: str | None,
+        endpoints: list[str] | None,
+        strict: bool,
+        on_loss: Callable[[Loss], None] | None,
+        *,
+        wait: bool,
+    ) -> Subscriber:
         self._check_process()
+        start, positions = parse_since(since, self._clock)  # first: "now" is before the DNS has answered
+        self.discovery.begin(wait=wait)
         settings = self.settings
-        chosen = settings.endpoints.values() if endpoints is None else [settings.endpoint(name) for name in endpoints]
-        start, positions = parse_since(since, self._clock)
+        self._check_names(endpoints or ())
+        following = self.discovery.following(endpoints)
         subscriber = Subscriber(
-            chosen,
+            following.endpoints,
             [TopicFilter.parse(text, settings.naming) for text in filters],
             since=start,
             verifier=self.verifier,
@@ -166,9 +201,20 @@ class Bus:
             on_loss=on_loss,
             strict=strict,
             pair=self._pair(),
+            names=self._names,
+            follow=following,
         )
         self._subscribers.append(subscriber)
         return subscriber
+
+    def _check_names(self, endpoints: Iterable[str]) -> None:
+        """Raise unless all *endpoints* are known, or could still become known by an answer of the DNS."""
+        dns = self.discovery.dns
+        for name in endpoints:
+            if dns is not None and not dns.answers and name not in self.settings.endpoints:
+                log.warning("endpoint %s is not known yet; it is read when the DNS lists it", name)
+            else:
+                self.settings.endpoint(name)
 
     def asubscribe(
         self,
@@ -179,14 +225,15 @@ class Bus:
         strict: bool = False,
         on_loss: Callable[[Loss], None] | None = None,
     ) -> AsyncSubscriber:
-        """Like :meth:`subscribe`, for ``async for`` and ``async with``."""
+        """Like :meth:`subscribe`, for ``async for`` and ``async with``.
+
+        It does not wait for the first answer of the DNS: endpoints from there join when it comes.
+        """
         from fedbus.transport.asubscriber import (
             AsyncSubscriber,
         )  # asyncio takes 25 ms to import, and scripts start often
 
-        return AsyncSubscriber(
-            self.subscribe(*filters, since=since, cursor=cursor, endpoints=endpoints, strict=strict, on_loss=on_loss)
-        )
+        return AsyncSubscriber(self._subscribe(filters, since, cursor, endpoints, strict, on_loss, wait=False))
 
     def hub(
         self,
@@ -198,7 +245,8 @@ class Bus:
     ) -> Hub:
         """Prepare a hub for *consumers*: objects of :class:`Consumer` and functions marked with ``@fedbus.consumer``.
 
-        ``bus.hub([Announce(channel)]).run()`` delivers until it is stopped; see :class:`~fedbus.hub.hub.Hub`.
+        ``bus.hub([Announce(channel)]).run()`` delivers until it is stopped; see :class:`~fedbus.hub.hub.Hub`. Without
+        *watch* it follows the configuration of this bus.
 
         Raises:
             ConfigError: Two consumers have one name, one names no topics, or a filter is none.
@@ -211,6 +259,7 @@ class Bus:
         from fedbus.hub.source import Source
 
         self._check_process()
+        self.discovery.begin(wait=True)
         settings = self.settings
         clock = self._clock
         source = Source(
@@ -225,9 +274,12 @@ class Bus:
             local=self._local_journal,
             parse_since=lambda text: parse_since(text, clock),
             pair=self._pair(),
+            names=self._names,
         )
         enabled = [one if isinstance(one, Enabled) else enable(one) for one in consumers]
-        return Hub(source, enabled, options=options or settings.hub, problems=problems, watch=watch)
+        return Hub(
+            source, enabled, options=options or settings.hub, problems=problems, watch=watch or HubWatch(self.discovery)
+        )
 
     @property
     def verifier(self) -> Verifier:
@@ -292,6 +344,7 @@ class Bus:
 
     def metrics(self) -> str:
         """Return what all publishers and subscribers of this bus count, as text for Prometheus; from any thread."""
+        from fedbus.monitor.discovery import of_discovery
         from fedbus.monitor.text import exposition
         from fedbus.transport.metrics import of_links, of_publishers, of_refusals, of_subscribers
 
@@ -301,12 +354,14 @@ class Bus:
             families += of_links(self.links)
         families += of_subscribers(subscribers, now=self._clock.monotonic(), since=self._opened_at)
         families.append(of_refusals({} if self._verifier is None else dict(self._verifier.rejections)))
+        families += of_discovery(self.discovery.figures(), self._clock.monotonic())
         return exposition(families)
 
     def close(self) -> None:
         """Close all publishers (what they accepted is journaled and sent first), subscribers and the cursor store."""
         if self._pid != os.getpid():
             return
+        self.discovery.close()
         failures: list[Exception] = []
         for server in self._servers:
             server.stop()
@@ -339,6 +394,21 @@ class Bus:
     def _check_process(self) -> None:
         if self._pid != os.getpid():
             raise ForkedError("this Bus was opened before a fork; open one in the child")
+
+    def _adopt(self, settings: Settings) -> None:
+        """Let *settings* be in force, for what is open too.
+
+        Raises:
+            KeysError: Their CA cannot be used; nothing has changed.
+        """
+        verifier = self._verifier
+        if verifier is not None:
+            if settings.keyring != verifier.keyring.options:
+                verifier.keyring.adopt(settings.keyring)
+                verifier.refresh()
+            if settings.policy.rules != verifier.policy.rules:
+                verifier.policy = settings.policy
+        self.settings = settings
 
     def _local_journal(self, endpoint: str) -> StreamHome | None:
         """Open the journal of an endpoint that is down, where its files are on this host and may be read."""

@@ -15,6 +15,7 @@ from pathlib import Path
 import click
 
 from fedbus.cli.common import counted
+from fedbus.clock import SystemClock
 from fedbus.config.lint import VERBS, Finding, lint
 from fedbus.config.settings import Settings
 from fedbus.errors import ConfigError, JournalError, KeysError
@@ -96,6 +97,7 @@ def check(ctx: click.Context, as_json: bool, nagios: bool, timeout: float) -> No
         text = f"{settings.directory}: {counted(len(settings.endpoints), 'endpoint')}"
         results = [Result("config", "configuration", OK, text)]
         results += _check_keys(settings, time.time())
+        settings = _check_dns(settings, results)
         results += _check_endpoints(settings, timeout)
     _report(ctx, results, as_json=as_json, nagios=nagios)
 
@@ -202,6 +204,36 @@ def _expiry(expiry: Expiry, now: float) -> Result:
     stage = expiry.stage(now)
     state = CRITICAL if stage >= len(expiry.alarm_days) else WARNING if stage else OK
     return Result("keys", expiry.what, state, expiry.text(now))
+
+
+def _check_dns(settings: Settings, results: list[Result]) -> Settings:
+    """Ask the DNS once, where that is configured; return *settings* with what it lists."""
+    options = settings.discovery.dns
+    if options is None:
+        return settings
+    from fedbus.config.discovery import Discovery
+
+    discovery = Discovery(settings, clock=SystemClock())
+    try:
+        discovery.begin(wait=True)
+        dns = discovery.dns
+        assert dns is not None
+        for refusal in dns.refusals:
+            results.append(Result("endpoints", "dns", WARNING, f"refused, {refusal.reason}: {refusal.text}"))
+        for text in discovery.conflicts:
+            results.append(Result("endpoints", "dns", WARNING, f"{text}; the file wins"))
+        if dns.answers:
+            listed = counted(len(dns.endpoints), "endpoint")
+            results.append(Result("endpoints", "dns", OK, f"{listed} below {options.domain} in the DNS"))
+        else:
+            reason = dns.failure or f"no answer within {options.timeout:g} s"
+            text = f"endpoints below {options.domain} cannot be looked up: {reason}; what runs keeps the last list"
+            results.append(Result("endpoints", "dns", CRITICAL, text))
+    except ConfigError as error:
+        results.append(Result("config", "dns", CRITICAL, str(error)))
+    finally:
+        discovery.close()
+    return discovery.settings
 
 
 def _check_endpoints(settings: Settings, timeout: float) -> list[Result]:

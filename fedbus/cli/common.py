@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,6 @@ import click
 from click.shell_completion import CompletionItem
 
 if TYPE_CHECKING:
-    from fedbus.bus import Bus
     from fedbus.config.settings import ConfigWatcher, Settings
 
 
@@ -106,22 +104,6 @@ def watch_settings(context: click.Context) -> ConfigWatcher:
     watcher = ConfigWatcher((context.obj or {}).get("config"))
     set_up_logs(context.obj or {}, level=watcher.settings.log.level, form=watcher.settings.log.format)
     return watcher
-
-
-def take_up_endpoints(bus: Bus, after: Settings) -> None:
-    """Let *bus* know the endpoints of *after*, so that journals of new ones are found on this host."""
-    bus.settings = dataclasses.replace(bus.settings, endpoints=after.endpoints, journals=after.journals)
-
-
-def waiting_for_restart(before: Settings, after: Settings, names: Iterable[str]) -> list[str]:
-    """Return which of the sections *names* have changed."""
-    return [name for name in names if _differs(getattr(before, name), getattr(after, name))]
-
-
-def _differs(before: Any, after: Any) -> bool:
-    if hasattr(before, "rules"):  # a policy is compared by what it was made of
-        return bool(before.rules != after.rules)
-    return bool(before != after)
 
 
 def set_up_logs(given: dict[str, Any], *, level: str = "info", form: str = "text", daemon: bool = False) -> None:

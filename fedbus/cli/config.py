@@ -101,6 +101,10 @@ def _defaults(settings: Settings) -> Iterator[tuple[KeyPath, Any]]:
         for field in dataclasses.fields(section):
             if (name, field.name) != ("journal", "directory"):
                 yield (name, field.name), getattr(section, field.name)
+    yield ("discovery", "look_interval"), settings.discovery.look_interval
+    dns = settings.discovery.dns
+    for field in dataclasses.fields(dns) if dns is not None else ():
+        yield ("discovery", "dns", field.name), getattr(dns, field.name)
     for name, endpoint in settings.endpoints.items():
         for key in ("wire", "certificate", "key"):
             yield ("endpoints", name, key), getattr(endpoint, key)

@@ -1,4 +1,4 @@
-"""How a running `fedbus tail` takes up changed endpoints; what else has changed waits for its next start."""
+"""What a running `fedbus tail` does about SIGHUP and the end of its terminal, and says about changed endpoints."""
 
 from __future__ import annotations
 
@@ -6,48 +6,35 @@ import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from fedbus.cli.common import notice, take_up_endpoints, waiting_for_restart
+from fedbus.cli.common import notice
 from fedbus.cli.signals import Noted
-from fedbus.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fedbus.bus import Bus
-    from fedbus.config.settings import ConfigWatcher, Settings
-    from fedbus.transport.endpoint import Endpoint
-    from fedbus.transport.subscriber import Subscriber
+    from fedbus.config.discovery import Change, Discovery
 
 _STDOUT = 1
-LOOK_SECONDS = 2.0  # between two looks at the files, which are stats only
-_NEEDS_RESTART = ("naming", "environment", "state", "keyring", "policy", "limits", "subscriber")
+LOOK_SECONDS = 2.0  # between two looks at the terminals
+_OF_OTHERS = frozenset({"publisher", "hub", "consumers", "log"})  # sections that mean nothing to a tail
 
 
 class Follower:
-    """Keeps the endpoints of *subscriber* in step with the files that *watcher* looks at.
+    """Passes SIGHUP on to *discovery*, and tells on stderr what that has taken up or refused.
 
-    With *only*, no other endpoints than these are read, whatever the files say. *hangup* is SIGHUP, which has the files
-    read even where they look the same. Where *quiet*, only a refusal is told.
+    The subscriber itself asks *discovery* for changes while it receives. With *only*, changes of other endpoints are
+    not told. *hangup* is SIGHUP, which has the files read even where they look the same. Where *quiet*, only a refusal
+    is told.
     """
 
     def __init__(
-        self,
-        watcher: ConfigWatcher,
-        bus: Bus,
-        subscriber: Subscriber,
-        hangup: Noted,
-        *,
-        now: float,
-        only: Iterable[str] = (),
-        quiet: bool = False,
+        self, discovery: Discovery, hangup: Noted, *, now: float, only: Iterable[str] = (), quiet: bool = False
     ) -> None:
-        self._watcher = watcher
-        self._bus = bus
-        self._subscriber = subscriber
+        self._discovery = discovery
         self._hangup = hangup
         self._only = frozenset(only)
         self._quiet = quiet
-        self._refused = False
         self._look_at = now + LOOK_SECONDS
         self._terminals = [number for number in range(3) if os.isatty(number)]
+        discovery.listener = self
 
     def look(self, now: float) -> bool:
         """Do what is due at *now*, monotonic; return False when the terminal that we belonged to is gone."""
@@ -59,40 +46,23 @@ class Follower:
         # disowned goes on without the terminal that it was started from
         if any(not os.isatty(number) for number in self._terminals if forced or number == _STDOUT):
             return False
-        if forced or self._watcher.changed():
-            self._read()
+        if forced:
+            self._discovery.look(forced=True)
         return True
 
-    def _read(self) -> None:
-        before = self._watcher.settings
-        try:
-            after = self._watcher.reload()
-        except ConfigError as error:
-            self._refused = True
-            notice(f"the changed configuration is refused as a whole, the old one stays in force: {error}")
+    def changed(self, change: Change) -> None:
+        if self._quiet:
             return
-        was, wanted = self._chosen(before), self._chosen(after)
-        take_up_endpoints(self._bus, after)
-        self._subscriber.update(wanted.values())
-        told = [
-            f"{what} {', '.join(sorted(names))}"
-            for what, names in (
-                ("added", wanted.keys() - was.keys()),
-                ("removed", was.keys() - wanted.keys()),
-                ("moved", {name for name in wanted.keys() & was.keys() if _moved(was[name], wanted[name])}),
-            )
-            if names
-        ]
-        if not self._quiet:
-            again = " and can be used" if self._refused else ""
-            notice(f"the configuration was read again{again}; endpoints: {'; '.join(told) or 'the same'}")
-            if waiting := waiting_for_restart(before, after, _NEEDS_RESTART):
-                notice(f"changed, and in force only after a restart: {', '.join(waiting)}")
-        self._refused = False
+        words = change.endpoints(self._only)
+        if change.cause == "DNS":
+            if words != "the same":
+                notice(f"endpoints by DNS: {words}")
+            return
+        again = " and can be used" if change.mended else ""
+        more = "".join(f"; {section} changed" for section in change.taken)
+        notice(f"the configuration was read again{again}; endpoints: {words}{more}")
+        if waiting := [section for section in change.waiting if section not in _OF_OTHERS]:
+            notice(f"changed, and in force only after a restart: {', '.join(waiting)}")
 
-    def _chosen(self, settings: Settings) -> dict[str, Endpoint]:
-        return {name: one for name, one in settings.endpoints.items() if not self._only or name in self._only}
-
-
-def _moved(before: Endpoint, after: Endpoint) -> bool:
-    return (before.publish, before.replay) != (after.publish, after.replay)
+    def refused(self, text: str) -> None:
+        notice(f"the changed configuration is refused as a whole, the old one stays in force: {text}")

@@ -8,20 +8,18 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import click
 
 from fedbus.bus import Bus, parse_since
-from fedbus.cli.common import examples, notice, set_up_logs, take_up_endpoints, waiting_for_restart
+from fedbus.cli.common import examples, notice, set_up_logs
 from fedbus.cli.signals import Stop
 from fedbus.clock import SystemClock
 from fedbus.config.settings import ConfigWatcher
 from fedbus.hub.hub import Hub
 from fedbus.hub.registry import find
-from fedbus.transport.endpoint import Endpoint
 
 log = logging.getLogger(__name__)
 
@@ -34,18 +32,6 @@ _EXAMPLES = examples(
 _ADDRESS = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}")
 # Threads take turns at least this often: else one that computes holds up those that wait for sockets, 5 ms each time
 _SWITCH_SECONDS = 0.0005
-_NEEDS_RESTART = (
-    "naming",
-    "environment",
-    "keyring",
-    "keys",
-    "state",
-    "policy",
-    "limits",
-    "subscriber",
-    "hub",
-    "consumers",
-)
 
 
 def _address(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
@@ -127,8 +113,8 @@ def _run(
     for problem in found.problems:
         log.error("consumer not loaded: %s", problem)
     options = replace(settings.hub, http=http) if http is not None else settings.hub
-    with Bus.open(settings) as bus:
-        daemon = bus.hub(found.consumers, options=options, problems=found.problems, watch=_Watch(watcher, bus))
+    with Bus(watcher) as bus:
+        daemon = bus.hub(found.consumers, options=options, problems=found.problems)
         with Stop(on_stop=daemon.stop):
             hangup.daemon = daemon
             try:
@@ -150,25 +136,6 @@ class _Hangup:
         # before there is a hub, what it is made from is being read anyhow, and a later change shows by itself
         if self.daemon is not None:
             self.daemon.reload()
-
-
-class _Watch:
-    """Gives the hub the changed endpoints, and says what else was changed that it cannot take up while running."""
-
-    def __init__(self, watcher: ConfigWatcher, bus: Bus) -> None:
-        self._watcher = watcher
-        self._bus = bus
-
-    def __call__(self, forced: bool) -> Mapping[str, Endpoint] | None:
-        if not forced and not self._watcher.changed():
-            return None
-        before = self._watcher.settings
-        after = self._watcher.reload()
-        take_up_endpoints(self._bus, after)
-        changed = waiting_for_restart(before, after, _NEEDS_RESTART)
-        if changed:
-            log.warning("changed, and in force only after a restart of the hub: %s", ", ".join(changed))
-        return after.endpoints
 
 
 def _say_ready(daemon: Hub, form: str) -> None:

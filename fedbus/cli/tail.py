@@ -155,7 +155,7 @@ def tail(
         renderer = Renderer(look)
     except ValueError as error:
         raise click.UsageError(f"--format: {error}") from error
-    with Stop() as stop, Bus(settings) as bus:
+    with Stop() as stop, Bus(watcher) as bus:
         try:
             subscriber = bus.subscribe(
                 *filters,
@@ -173,11 +173,9 @@ def tail(
         if stop.signal:
             subscriber.stop()
         if (_is_terminal(sys.stderr) and verbosity(context) >= 0) or verbosity(context) > 0:
-            names = list(endpoints) or list(settings.endpoints)
+            names = list(endpoints) or list(bus.settings.endpoints)
             notice(_opening(names, [one.text for one in subscriber.filters], since, cursor))
-        follower = Follower(
-            watcher, bus, subscriber, hangup, now=time.monotonic(), only=endpoints, quiet=verbosity(context) < 0
-        )
+        follower = Follower(bus.discovery, hangup, now=time.monotonic(), only=endpoints, quiet=verbosity(context) < 0)
         loop = _Loop(
             subscriber,
             renderer,

@@ -147,7 +147,10 @@ def load_folder(folder: Path, environ: Mapping[str, str] = os.environ) -> Docume
     return merged
 
 
-def fingerprint(folder: Path) -> tuple[tuple[str, int, int, int, int], ...]:
+Fingerprint = tuple[tuple[str, int, int, int, int], ...]
+
+
+def fingerprint(folder: Path) -> Fingerprint:
     """Return what changes when a file of *folder* is edited, replaced, added or removed; empty when it cannot be read.
 
     Each file is ``(name, mtime_ns, ctime_ns, size, inode)``; nothing is opened, so this is cheap enough to poll.

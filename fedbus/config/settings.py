@@ -14,6 +14,7 @@ from typing import Any
 from fedbus.config.files import (
     PROBLEM_LIMIT,
     Document,
+    Fingerprint,
     KeyPath,
     Origin,
     Problem,
@@ -23,6 +24,7 @@ from fedbus.config.files import (
     load_folder,
 )
 from fedbus.config.fits import fits
+from fedbus.config.options import DiscoveryOptions, DnsOptions
 from fedbus.config.units import parse_duration, parse_size
 from fedbus.errors import ConfigError, FedbusError
 from fedbus.hub.options import ConsumerSettings, HubOptions
@@ -71,6 +73,7 @@ class Settings:
     limits: Limits
     metrics: MetricsOptions
     hub: HubOptions
+    discovery: DiscoveryOptions
     consumers: Mapping[str, ConsumerSettings]
     log: LogSettings
     values: Mapping[str, Any]
@@ -124,12 +127,16 @@ class ConfigWatcher:
         """
         self._environ = environ
         self._folder = find_folder(directory, environ)
-        self._seen = fingerprint(self._folder)
+        self.seen = fingerprint(self._folder)  # as of the last load
         self.settings = Settings.load(self._folder, environ)
+
+    def look(self) -> Fingerprint:
+        """Return what :attr:`seen` would be now; stats only, opens nothing."""
+        return fingerprint(self._folder)
 
     def changed(self) -> bool:
         """Say whether a file was edited, replaced, added or removed since the last load; stats only, opens nothing."""
-        return fingerprint(self._folder) != self._seen
+        return self.look() != self.seen
 
     def reload(self) -> Settings:
         """Read the files again and return the new settings, which are then in force.
@@ -140,7 +147,7 @@ class ConfigWatcher:
             ConfigError: The new files cannot be used; ``settings`` are still the old ones.
         """
         # taken before reading, so a change while we read is seen as one
-        self._seen = fingerprint(self._folder)
+        self.seen = fingerprint(self._folder)
         self.settings = Settings.load(self._folder, self._environ)
         return self.settings
 
@@ -388,6 +395,7 @@ class _Builder:
             limits=self._options(Limits, "limits", section("limits")),
             metrics=self._served(MetricsOptions, "metrics", section("metrics")),
             hub=self._served(HubOptions, "hub", section("hub")),
+            discovery=self._discovery(section("discovery")),
             consumers=dict(self._consumers(section("consumers"), naming)),
             log=LogSettings(**section("log")),
             values=document.values,
@@ -523,6 +531,22 @@ class _Builder:
         if http is not None and not 1 <= int(re.sub(r".*:", "", http)) <= 65535:
             self.refuse((name, "http"), f"{name}.http: the port of {http!r} must be between 1 and 65535")
         return self._options(kind, name, values)
+
+    def _discovery(self, values: dict[str, Any]) -> DiscoveryOptions:
+        dns = values.get("dns")
+        if dns is None:
+            named = self._document.values
+            if "discovery" in named and named.get("endpoints") is None and self._document.whole:
+                self.refuse((), "neither endpoints nor discovery.dns say who publishes; add one of them")
+            return DiscoveryOptions(**values)
+        path: KeyPath = ("discovery", "dns")
+        found: DnsOptions | None = None
+        try:
+            found = DnsOptions(**{**dns, "servers": tuple(dns.get("servers") or ())})
+        except (TypeError, ValueError) as error:
+            if isinstance(error, ValueError):
+                self.refuse(path, f"discovery.dns: {error}")
+        return DiscoveryOptions(**{**values, "dns": found})
 
     def _consumers(self, values: dict[str, Any], naming: Naming) -> Iterator[tuple[str, ConsumerSettings]]:
         for name, entry in values.items():

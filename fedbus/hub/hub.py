@@ -17,8 +17,10 @@ from fedbus.hub.http import status_server
 from fedbus.hub.intake import Intake
 from fedbus.hub.options import HubOptions
 from fedbus.hub.source import Source
+from fedbus.hub.watch import Watch
 from fedbus.model.message import Message
 from fedbus.model.topic import TopicFilter
+from fedbus.monitor.discovery import DiscoveryFigures
 from fedbus.monitor.http import StatusServer
 from fedbus.transport.endpoint import Endpoint
 from fedbus.transport.reader import Since
@@ -36,7 +38,8 @@ class Hub:
     ``run`` does everything in the calling thread until the end; ``start`` and ``close`` are the same for programs that
     have something else to do, which then call ``tick`` now and then. *problems* are reasons why some consumer could not
     be loaded; *watch*, if given, is asked for a changed list of endpoints (with True: even if the files look the same),
-    and returns None where nothing has changed.
+    and returns None where nothing has changed. One that is a :class:`~fedbus.hub.watch.Watch` says why files are not in
+    force by itself, and has figures for the metrics.
     """
 
     def __init__(
@@ -240,6 +243,10 @@ class Hub:
         """Whether every endpoint that answers is being read."""
         return self.intake is not None and self.intake.caught_up
 
+    def discovery(self) -> DiscoveryFigures | None:
+        """Return where the endpoints come from, and whether that is as it should be; None where nothing changes it."""
+        return self._watch.figures() if isinstance(self._watch, Watch) else None
+
     def reasons(self) -> list[str]:
         """Return why the hub is not ready, or is ready only in part; empty when all is well."""
         if self.intake is None:
@@ -301,25 +308,22 @@ class Hub:
             self.refused = str(error)
             log.error("the changed configuration is refused as a whole, the old one stays in force: %s", error)
             return
+        if isinstance(self._watch, Watch):
+            self.refused = self._watch.refused
         if endpoints is None:
             return
-        self.refused = ""
+        if not isinstance(self._watch, Watch):
+            self.refused = ""
         before = self.source.endpoints
         added, gone = endpoints.keys() - before.keys(), before.keys() - endpoints.keys()
-        moved = {name for name in endpoints.keys() & before.keys() if endpoints[name] != before[name]}
-        if not (added or gone or moved):
-            log.info("the configuration was read again: the same endpoints")
-            return
+        moved = {name for name in endpoints.keys() & before.keys() if not endpoints[name].is_where(before[name])}
         self.source.endpoints = endpoints
+        if not (added or gone or moved):
+            return
         self.source.version += 1
         if self.intake is not None and self._consumers:
             self.intake.update(endpoints.values())
-        log.info(
-            "the configuration was read again; endpoints added: %d, removed: %d, moved: %d",
-            len(added),
-            len(gone),
-            len(moved),
-        )
+        log.debug("endpoints added: %d, removed: %d, moved: %d", len(added), len(gone), len(moved))
 
     def _wait(self, seconds: float) -> None:
         poll = select.poll()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fedbus.monitor.discovery import of_discovery
 from fedbus.monitor.text import Family, Sample, exposition
 from fedbus.transport.metrics import of_refusals, of_streams
 
@@ -36,8 +37,10 @@ def of_hub(hub: Hub) -> str:
         lags.append(({"consumer": one.enabled.name}, lag(places)))
 
     streams = [({"endpoint": one.endpoint}, one) for one in readers]
+    discovery = hub.discovery()
     return exposition(
         [
+            *(of_discovery(discovery, now) if discovery is not None else ()),
             Family("fedbus_hub_ready", "gauge", "1 when nothing is wrong.", [({}, int(not reasons))]),
             Family("fedbus_hub_reasons", "gauge", "Reasons why it is not ready, see /ready.", [({}, len(reasons))]),
             Family("fedbus_hub_consumers", "gauge", "Consumers that run.", [({}, len(deliveries))]),

@@ -14,6 +14,7 @@ from fedbus.model.position import Cursor
 from fedbus.model.stream import StreamHome
 from fedbus.model.topic import Naming, TopicFilter
 from fedbus.transport.endpoint import Endpoint
+from fedbus.transport.names import Names
 from fedbus.transport.options import SubscriberOptions
 from fedbus.transport.reader import Loss, Since
 from fedbus.transport.subscriber import Subscriber
@@ -37,6 +38,7 @@ class Source:
     parse_since: Callable[[str], tuple[Since, Cursor]]
     """From the text that people write; raises ValueError."""
     version: int = field(default=0)
+    names: Names | None = None
     pair: CurvePair | None = None
 
     def filters(self, topics: Iterable[str]) -> list[TopicFilter]:
@@ -69,5 +71,6 @@ class Source:
             positions=positions,
             local=self.local,
             on_loss=on_loss,
+            names=self.names,
             pair=self.pair,
         )

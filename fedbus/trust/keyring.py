@@ -108,6 +108,21 @@ class Keyring:
         keyring.check_expiry()
         return keyring
 
+    def adopt(self, options: KeyringOptions) -> None:
+        """Trust what the files of other *options* say from now on; what is known of older lists still counts.
+
+        Raises:
+            KeysError: Their CA file cannot be used; nothing has changed.
+        """
+        certificates = _load_authorities(options.ca)
+        if options.crl is None and self.options.crl is not None:
+            log.warning("revocation is not checked any more: the configuration names no revocation list (crl)")
+        self.options = options
+        self._marks = self._files()
+        self.authorities = self._with_lists(certificates)
+        self.generation += 1
+        self.check_expiry()
+
     def refresh(self) -> bool:
         """Read the files again if they have changed; return whether anything in force has changed."""
         marks = self._files()

@@ -229,7 +229,7 @@ def test_a_changed_list_of_endpoints_is_taken_up_and_a_bad_one_refused_as_a_whol
     publish(koji, 4, 5)
     wait_until(lambda: numbers(out) == [1, 2, 3, 4, 5])
     change(whole)
-    hub.wait_for("endpoints added: 1,")
+    hub.wait_for("endpoints: added bodhi.web01")
     with Bus.open(bus_folder) as bus, bus.publisher(BODHI) as bodhi:
         for number in range(1, 4):
             bodhi.publish("update.create", {"i": number})

@@ -343,7 +343,7 @@ def test_every_reason_of_a_refusal_has_a_row() -> None:
 
 
 def test_every_metric_of_the_hub_has_a_row() -> None:
-    source = (ROOT / "fedbus" / "hub" / "metrics.py").read_text("utf-8")
+    source = "".join((ROOT / "fedbus" / name).read_text("utf-8") for name in ("hub/metrics.py", "monitor/discovery.py"))
     metrics = set(re.findall(r'"(fedbus_[a-z_]+)"', source))
     assert {cells[0] for cells in rows("operations.rst") if cells[0].startswith("fedbus_")} == metrics
 
