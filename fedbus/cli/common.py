@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import click
 from click.shell_completion import CompletionItem
 
 if TYPE_CHECKING:
+    from fedbus.bus import Bus
     from fedbus.config.settings import ConfigWatcher, Settings
 
 
@@ -104,6 +106,18 @@ def watch_settings(context: click.Context) -> ConfigWatcher:
     watcher = ConfigWatcher((context.obj or {}).get("config"))
     set_up_logs(context.obj or {}, level=watcher.settings.log.level, form=watcher.settings.log.format)
     return watcher
+
+
+def take_up_endpoints(bus: Bus, after: Settings) -> None:
+    """Let *bus*, which follows no files by itself, know the endpoints of *after*."""
+    bus.settings = dataclasses.replace(bus.settings, endpoints=after.endpoints, journals=after.journals)
+
+
+def waiting_for_restart(before: Settings, after: Settings, names: Iterable[str]) -> list[str]:
+    """Return which of the sections *names* have changed."""
+    from fedbus.config.discovery import differs
+
+    return [name for name in names if differs(getattr(before, name), getattr(after, name))]
 
 
 def set_up_logs(given: dict[str, Any], *, level: str = "info", form: str = "text", daemon: bool = False) -> None:
