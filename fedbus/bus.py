@@ -200,7 +200,7 @@ class Bus:
             local=self._local_journal,
             on_loss=on_loss,
             strict=strict,
-            pair=self._pair(),
+            pair=load_link_pair(settings),
             names=self._names,
             follow=following,
         )
@@ -273,7 +273,7 @@ class Bus:
             store=self.cursors,
             local=self._local_journal,
             parse_since=lambda text: parse_since(text, clock),
-            pair=self._pair(),
+            pair=load_link_pair(settings),
             names=self._names,
         )
         enabled = [one if isinstance(one, Enabled) else enable(one) for one in consumers]
@@ -305,12 +305,6 @@ class Bus:
         if self._gate is None:
             self._gate = Gate(self._context, self.settings.links, clock=self._clock)
         return self._gate
-
-    def _pair(self) -> CurvePair | None:
-        """Return the CURVE pair of this host as a reader, if it has one."""
-        chosen = self.settings.links.key
-        path = chosen or self.settings.keys / LINK_KEY
-        return curve.load_pair(path) if chosen is not None or path.exists() else None
 
     def serve_metrics(self, address: str | None = None) -> StatusServer:
         """Serve /live and /metrics of all publishers and subscribers of this bus on *address*, ``HOST:PORT``.
@@ -418,6 +412,17 @@ class Bus:
         if not (directory / "journal.json").exists():
             return None
         return JournalReader.open(directory)
+
+
+def load_link_pair(settings: Settings) -> CurvePair | None:
+    """Return the CURVE pair of this host as a reader, if it has one.
+
+    Raises:
+        KeysError: It has one that cannot be used.
+    """
+    chosen = settings.links.key
+    path = chosen or settings.keys / LINK_KEY
+    return curve.load_pair(path) if chosen is not None or path.exists() else None
 
 
 def parse_since(since: SinceLike, clock: Clock) -> tuple[Since, Cursor]:

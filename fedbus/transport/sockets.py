@@ -102,6 +102,15 @@ def connect(socket: zmq.Socket[bytes], address: str, *, server: str, pair: Curve
     socket.connect(address)
 
 
+def probe_socket(context: zmq.Context[zmq.Socket[bytes]], kind: int) -> zmq.Socket[bytes]:
+    """Make a socket that is connected to see whether a handshake succeeds; it says nothing more."""
+    socket = context.socket(kind)
+    socket.linger = 0
+    socket.ipv6 = True
+    socket.set(zmq.RECONNECT_IVL, 100)
+    return socket
+
+
 def zap_socket(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
     """Bind the socket that libzmq asks about every new connection; a context has one."""
     socket = context.socket(zmq.ROUTER)

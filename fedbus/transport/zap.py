@@ -13,6 +13,7 @@ import select
 import socket as bsd
 import struct
 import threading
+import time
 from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -28,6 +29,7 @@ from fedbus.transport.endpoint import Address, Endpoint
 from fedbus.transport.options import LinkOptions
 from fedbus.transport.refusals import RefusalLog
 from fedbus.trust import curve
+from fedbus.trust.curve import CurvePair
 from fedbus.trust.files import Mark, file_mark
 
 log = logging.getLogger(__name__)
@@ -42,6 +44,7 @@ _FAILED_AUTH = int(zmq.EVENT_HANDSHAKE_FAILED_AUTH)
 _FAILED = int(zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL)
 _SUCCEEDED = int(zmq.EVENT_HANDSHAKE_SUCCEEDED)
 _EVENTS = _ACCEPTED | _DISCONNECTED | _FAILED | _FAILED_PROTOCOL | _FAILED_AUTH
+_CLOSED = int(zmq.EVENT_CLOSED)  # of a side that connects: nobody takes connections there
 _CONNECT_EVENTS = _SUCCEEDED | _FAILED | _FAILED_PROTOCOL | _FAILED_AUTH
 
 _MISMATCH = int(zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH)
@@ -56,6 +59,7 @@ _LOOK_SECONDS = 1.0  # between two looks at the list of clients
 _MAPPED = re.compile(r"^tcp://\[::ffff:([0-9.]+)\]")  # how a socket for both families calls an IPv4 address
 _EVENTS_A_TURN = 1000
 _BANS = 10_000
+_UNCLEAR_SECONDS = 1.0
 _WINDOW_SECONDS = 10.0
 _FRAMES_FOR_EACH = 10  # subscriptions and their ends in one window, for each that a connection may hold
 
@@ -466,9 +470,12 @@ class Handshake:
 class HandshakeWatch:
     """Tells how the handshakes of one connecting socket went; belongs to that socket's thread."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], socket: zmq.Socket[bytes]) -> None:
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], socket: zmq.Socket[bytes], *, closed: bool = False
+    ) -> None:
+        """With *closed*, that nobody takes connections is told as a handshake that failed, too."""
         self._socket = socket
-        self._monitor = sockets.monitor(context, socket, _CONNECT_EVENTS)
+        self._monitor = sockets.monitor(context, socket, _CONNECT_EVENTS | (_CLOSED if closed else 0))
 
     def take(self, wait: float = 0.0) -> list[Handshake]:
         """Return those since the last call, a bounded number; with *wait*, wait so many seconds for the first."""
@@ -485,6 +492,8 @@ class HandshakeWatch:
             address = _MAPPED.sub(r"tcp://\1", frames[1].decode("ascii", "replace"))
             if event == _SUCCEEDED:
                 found.append(Handshake(address, None))
+            elif event == _CLOSED:
+                found.append(Handshake(address, LinkFault.CONNECTIONS))
             elif event != _STOPPED:
                 fault = LinkFault.BANNED if event == _FAILED_AUTH else _handshake_fault(event, value)
                 found.append(Handshake(address, fault, final=event != _FAILED))
@@ -494,6 +503,41 @@ class HandshakeWatch:
         """Stop watching; the socket must be open still."""
         self._socket.disable_monitor()
         self._monitor.close(0)
+
+
+def probe(
+    context: zmq.Context[zmq.Socket[bytes]],
+    address: str,
+    *,
+    replay: bool,
+    server: str,
+    pair: CurvePair | None,
+    timeout: float,
+) -> Handshake | None:
+    """Shake hands with *address* as a reader would.
+
+    Return None where nobody takes connections, and where it is not decided after *timeout* seconds.
+
+    *replay* says which of the two sockets of an endpoint it is; *server* is the endpoint's public key, empty for none.
+    """
+    end = time.monotonic() + timeout
+    unclear: Handshake | None = None
+    with sockets.probe_socket(context, zmq.DEALER if replay else zmq.SUB) as socket:
+        watch = HandshakeWatch(context, socket, closed=True)
+        try:
+            sockets.connect(socket, address, server=server, pair=pair)
+            while (left := end - time.monotonic()) > 0:
+                for one in watch.take(left):
+                    if one.fault is None or one.final:
+                        return one
+                    if one.fault is LinkFault.CONNECTIONS:
+                        return unclear
+                    if unclear is None:
+                        # the next try may say more: which side ends a handshake is chance
+                        unclear, end = one, min(end, time.monotonic() + _UNCLEAR_SECONDS)
+        finally:
+            watch.close()
+    return unclear
 
 
 def explain(fault: LinkFault, encrypted: bool) -> str:
