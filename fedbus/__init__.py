@@ -34,10 +34,12 @@ if TYPE_CHECKING:
     from fedbus.hub.hub import Hub
     from fedbus.model.message import Message, MessageKey
     from fedbus.model.position import Cursor, Position
+    from fedbus.model.receipt import Receipt, RelayReceipt
     from fedbus.transport.asubscriber import AsyncSubscriber
-    from fedbus.transport.batch import Pending, Receipt
+    from fedbus.transport.batch import Pending
     from fedbus.transport.publisher import Publisher
     from fedbus.transport.reader import Loss
+    from fedbus.transport.relay_client import RelayPublisher
     from fedbus.transport.subscriber import Subscriber
 
 __version__ = "0.1.0"
@@ -57,7 +59,9 @@ _HOMES = {
     "Pending": "fedbus.transport.batch",
     "Position": "fedbus.model.position",
     "Publisher": "fedbus.transport.publisher",
-    "Receipt": "fedbus.transport.batch",
+    "Receipt": "fedbus.model.receipt",
+    "RelayPublisher": "fedbus.transport.relay_client",
+    "RelayReceipt": "fedbus.model.receipt",
     "Retry": "fedbus.hub.consumer",
     "Subscriber": "fedbus.transport.subscriber",
     "consumer": "fedbus.hub.consumer",
@@ -95,6 +99,8 @@ __all__ = [
     "Reason",
     "Receipt",
     "Refused",
+    "RelayPublisher",
+    "RelayReceipt",
     "Retry",
     "Subscriber",
     "TrustError",

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, overload
 from uuid import UUID
 
 import zmq
@@ -17,7 +17,7 @@ from fedbus.clock import Clock, SystemClock
 from fedbus.config.discovery import Discovery, HubWatch
 from fedbus.config.settings import ConfigWatcher, Settings
 from fedbus.config.units import parse_duration
-from fedbus.errors import ConfigError, ForkedError, KeysError, Reason, TrustError
+from fedbus.errors import ConfigError, FedbusError, ForkedError, KeysError, Reason, TrustError
 from fedbus.journal.cursors import CursorStore
 from fedbus.journal.journal import JournalReader
 from fedbus.model.message import Message, MessageKey
@@ -43,8 +43,11 @@ if TYPE_CHECKING:
     from fedbus.hub.options import HubOptions
     from fedbus.monitor.http import StatusServer
     from fedbus.transport.asubscriber import AsyncSubscriber
+    from fedbus.transport.relay_client import RelayPublisher
 
 log = logging.getLogger(__name__)
+
+_SPOOL_SECONDS = 60.0  # to send what waits for a publisher that is opened
 
 SinceLike = str | datetime | timedelta | MessageKey | Cursor
 
@@ -71,6 +74,7 @@ class Bus:
         self._verifier: Verifier | None = None
         self._store: CursorStore | None = None
         self._publishers: list[Publisher] = []
+        self._relayed: list[RelayPublisher] = []
         self._subscribers: list[Subscriber] = []
         self._gate: Gate | None = None
 
@@ -90,8 +94,17 @@ class Bus:
         """
         self.discovery.force()
 
-    def publisher(self, endpoint: str) -> Publisher:
+    @overload
+    def publisher(self, endpoint: str) -> Publisher | RelayPublisher: ...
+
+    @overload
+    def publisher(self, endpoint: str, *, direct: Literal[True]) -> Publisher: ...
+
+    def publisher(self, endpoint: str, *, direct: bool = False) -> Publisher | RelayPublisher:
         """Open the publishing end of *endpoint*: bind its sockets, open its journal, load its key.
+
+        For one that is marked ``relay: true`` nothing is opened: messages are handed in to the relay of this host. With
+        *direct* it is opened all the same, as the relay itself does.
 
         Raises:
             ConfigError: There is no such endpoint.
@@ -104,6 +117,8 @@ class Bus:
         found = settings.endpoint(endpoint)
         if found.wire != "native":
             raise ConfigError(f"{found.origin}: endpoint {endpoint!r} speaks {found.wire}, which this release cannot")
+        if found.relay and not direct:
+            return self._relay_publisher(found)
         certificate = found.certificate or settings.keys / f"{endpoint}.crt"
         key = found.key or settings.keys / f"{endpoint}.key"
         signer = Signer.load(endpoint, certificate, key, clock=self._clock)
@@ -121,7 +136,38 @@ class Bus:
             gate=self._open_gate(),
         )
         self._publishers.append(publisher)
+        if not direct:
+            self._send_spooled(publisher)
         return publisher
+
+    def _relay_publisher(self, endpoint: Endpoint) -> RelayPublisher:
+        from fedbus.transport.relay_client import RelayPublisher
+
+        settings = self.settings
+        publisher = RelayPublisher(
+            endpoint,
+            naming=settings.naming,
+            limits=settings.limits,
+            options=settings.relay,
+            spool=settings.spools / endpoint.name,
+            clock=self._clock,
+            may_publish=lambda topic: self._check_policy(endpoint.name, topic),
+        )
+        self._relayed.append(publisher)
+        return publisher
+
+    def _send_spooled(self, publisher: Publisher) -> None:
+        """Publish what was spooled while *publisher*'s endpoint still was one of a relay's."""
+        folder = self.settings.spools / publisher.endpoint.name
+        if not folder.is_dir():
+            return
+        from fedbus.transport.relay_outlet import send_spooled
+
+        try:
+            send_spooled(publisher, folder, limits=self.settings.limits, timeout=_SPOOL_SECONDS)
+        except FedbusError as error:
+            # it stays where it is, and the next one tries again
+            log.error("endpoint %s: what is spooled in %s was not sent: %s", publisher.endpoint.name, folder, error)
 
     def _check_policy(self, endpoint: str, topic: str) -> None:
         try:
@@ -360,12 +406,17 @@ class Bus:
         for server in self._servers:
             server.stop()
         self._servers.clear()
-        parts: list[Publisher | Subscriber] = [*self._publishers, *self._subscribers]
+        parts: list[Publisher | RelayPublisher | Subscriber] = [
+            *self._relayed,
+            *self._publishers,
+            *self._subscribers,
+        ]
         for part in parts:
             try:
                 part.close()
             except Exception as error:  # the others must be closed all the same
                 failures.append(error)
+        self._relayed.clear()
         self._publishers.clear()
         self._subscribers.clear()
         if self._store is not None:

@@ -53,6 +53,11 @@ POINTS: Final[Mapping[str, str]] = {
     "cursor.commit.before": "a cursor is about to be saved",
     "cursor.commit.inside": "a cursor's new places are in the transaction, which is not committed",
     "cursor.commit.after": "a cursor is saved, and its reader does not know yet",
+    "spool.write": "nothing of a message is in the spool yet",
+    "spool.sync": "a message is written to the spool and not synced",
+    "spool.taken": "the spool has got the name under which it is sent, and nothing of it is sent",
+    "spool.remove": "all of the spool is in the journal, and it is still there",
+    "relay.journaled": "a message is in the journal, and who handed it in does not know",
     "hub.consumed": "a consumer has worked on messages, and its cursor does not say so",
 }
 """Every failpoint, and what is so when it is reached."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,6 +66,16 @@ def _note(key: str) -> Callable[[click.Context, click.Parameter, Any], None]:
             context.obj[key] = value
 
     return note
+
+
+_ADDRESS = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}")
+
+
+def http_address(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Check an option that is HOST:PORT."""
+    if value is not None and (not _ADDRESS.fullmatch(value) or int(value.rpartition(":")[2]) > 65535):
+        raise click.BadParameter("write HOST:PORT, such as 127.0.0.1:9140")
+    return value
 
 
 COLOUR_HELP = "Whether to colour; auto: where stdout is a terminal and NO_COLOR is not set."

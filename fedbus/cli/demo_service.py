@@ -197,7 +197,7 @@ def main(arguments: list[str] | None = None) -> int:
     chance = random.Random()
     published = 0
     with Stop() as stop, Bus.open(given.config) as bus:
-        publisher = bus.publisher(given.endpoint)
+        publisher = bus.publisher(given.endpoint, direct=True)
         try:
             if given.service == "koji":
                 koji(publisher, stop, chance)

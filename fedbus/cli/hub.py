@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import signal
 import sys
 from dataclasses import replace
@@ -14,7 +13,7 @@ from typing import Any
 import click
 
 from fedbus.bus import Bus, parse_since
-from fedbus.cli.common import examples, notice, set_up_logs
+from fedbus.cli.common import examples, http_address, notice, set_up_logs
 from fedbus.cli.signals import Stop
 from fedbus.clock import SystemClock
 from fedbus.config.settings import ConfigWatcher
@@ -29,15 +28,8 @@ _EXAMPLES = examples(
     "fedbus hub --consumer announce.py:on_build --since 10m",
     "fedbus hub --only irc --only history --http 127.0.0.1:9140",
 )
-_ADDRESS = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}")
 # Threads take turns at least this often: else one that computes holds up those that wait for sockets, 5 ms each time
 _SWITCH_SECONDS = 0.0005
-
-
-def _address(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
-    if value is not None and (not _ADDRESS.fullmatch(value) or int(value.rpartition(":")[2]) > 65535):
-        raise click.BadParameter("write HOST:PORT, such as 127.0.0.1:9140")
-    return value
 
 
 def _when(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
@@ -58,7 +50,7 @@ def _when(ctx: click.Context, parameter: click.Parameter, value: str | None) -> 
     help="Run the consumers of a Python file too, or one of them; may be repeated.",
 )
 @click.option("--only", multiple=True, metavar="NAME", help="Of all consumers run this one; may be repeated.")
-@click.option("--http", callback=_address, metavar="HOST:PORT", help="Serve /live, /ready and /metrics there.")
+@click.option("--http", callback=http_address, metavar="HOST:PORT", help="Serve /live, /ready and /metrics there.")
 @click.option(
     "--since",
     callback=_when,

@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "tail": ("fedbus.cli.tail", "tail", "Show the bus, as it happens or from the past."),
     "hub": ("fedbus.cli.hub", "hub", "Run consumers, each with a cursor of its own."),
     "journal": ("fedbus.cli.journal", "journal", "Show, verify, export and restore journals."),
+    "relay": ("fedbus.cli.relay", "relay", "Take messages from hooks, scripts and web workers of this host."),
     "cursor": ("fedbus.cli.cursor", "cursor", "Show where named readers have come to; forget a cursor."),
     "keys": ("fedbus.cli.keys", "keys", "Make a CA; issue, rotate, revoke and verify certificates."),
     "config": ("fedbus.cli.config", "config", "Show the merged settings, and where each comes from."),

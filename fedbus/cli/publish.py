@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import select
 import sys
 import time
 from collections import deque
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from fedbus.cli.common import complete_endpoint, complete_topic, examples, load_settings, notice, verbosity
 from fedbus.cli.signals import Stop, silence_stdout
+
+if TYPE_CHECKING:
+    from fedbus.errors import MessageError, WireError
+    from fedbus.transport.endpoint import Endpoint
 
 _RETRY_SECONDS = 0.1  # between two tries for an endpoint that another process holds
 _FETCH_SECONDS = 0.2  # what a subscriber on the network needs to ask for what it missed, once it heard a beat
@@ -60,7 +65,7 @@ _EXAMPLES = examples(
     default=10.0,
     show_default=True,
     metavar="S",
-    help="How long to wait for an endpoint that another process holds, and for the journal.",
+    help="How long to wait for an endpoint that another process holds, for the journal, and for the relay.",
 )
 @click.option(
     "--rate", type=click.FloatRange(0.001, 1e6), metavar="N", help="With --lines: at most N messages a second."
@@ -74,11 +79,28 @@ def publish(context: click.Context, /, **options: Any) -> int:
     The topic is written without prefix, environment and service, which come from the configuration; with them it is
     taken too. The JSON is one object; - reads it from stdin, and so does leaving it out where stdin is no terminal.
 
-    It is published once the receipt is printed: it is in the endpoint's journal, on the disk. As the endpoint is open
-    only while this command runs, it stays up to --wait seconds for subscribers; those that come later read the
-    journal. With --lines, a bad line is reported and the others are published; the exit code is then 1.
+    It is published once the receipt is printed: it is in the endpoint's journal, on the disk. An endpoint that is
+    marked `relay: true` is published by the relay of this host; where none runs, the message is spooled, and published
+    when one does. Any other endpoint is open only while this command runs, so it stays up to --wait seconds for
+    subscribers; those that come later read the journal.
+
+    With --lines, a bad line is reported and the others are published; the exit code is then 1.
     """
     return _Command(context, **options).run()
+
+
+def _facts(receipt: Any) -> dict[str, Any]:
+    """Return what JSON says of a receipt; of a spooled message, what is known by now."""
+    facts = dataclasses.asdict(receipt)
+    if receipt.spooled:
+        return {key: value for key, value in facts.items() if value} | {"spooled": True}
+    return facts
+
+
+def _line(receipt: Any) -> str:
+    if receipt.spooled:
+        return f"{receipt.endpoint} spooled {receipt.topic} {receipt.submission}"
+    return f"{receipt.endpoint}#{receipt.sequence} {receipt.topic} {receipt.id}"
 
 
 class _BadLine(Exception):
@@ -131,6 +153,8 @@ class _Command:
     def run(self) -> int:
         if self._dry_run:
             return self._check()
+        if self._settings.endpoint(self._endpoint).relay:
+            return self._through_relay()
         short, single = "", None
         if not self._lines:
             # before anything is opened: bad input then costs nobody a socket
@@ -150,6 +174,41 @@ class _Command:
                 self._stay(publisher, stop)
         return stop.code or (1 if self._failed else 0)
 
+    def _through_relay(self) -> int:
+        """Hand in what is to be published; where the relay is not there, spool it. Return the exit code.
+
+        What takes long to import (JSON that is as strict as that of readers, cryptography, sockets) is left to the
+        relay: hooks run this with each push.
+        """
+        from fedbus.errors import MessageError
+        from fedbus.transport.relay_client import RelayPublisher
+
+        settings = self._settings
+        publisher = RelayPublisher(
+            settings.endpoint(self._endpoint),
+            naming=settings.naming,
+            limits=settings.limits,
+            options=settings.relay,
+            spool=settings.spools / self._endpoint,
+        )
+        try:
+            if self._lines:
+                with Stop() as stop, publisher:
+                    self._publish_lines(publisher, stop)
+                return stop.code or (1 if self._failed else 0)
+            with publisher:
+                short = self._checked_topic()
+                data = self._one_body()
+                try:
+                    receipt = publisher.publish_json(short, data, timeout=self._timeout, **self._extra)
+                except MessageError as error:
+                    raise self._bad_body(error) from error
+                self._print([receipt])
+            return 0
+        finally:
+            if publisher.stats.spooled and not self._silent:
+                notice(f"fedbus: spooled, and published once a relay runs: {publisher.problem}")
+
     # --- what is to be published -------------------------------------------------------------------------------
 
     def _choose(self, wanted: str | None) -> str:
@@ -157,11 +216,7 @@ class _Command:
         settings = self._settings
         if wanted is not None:
             return settings.endpoint(wanted).name
-        here = [
-            one.name
-            for one in settings.endpoints.values()
-            if one.wire == "native" and one.key is not None and one.key.exists()
-        ]
+        here = [one.name for one in settings.endpoints.values() if one.wire == "native" and self._is_here(one)]
         root = settings.naming.root + "."
         if self._topic is not None and self._topic.startswith(root):
             service = self._topic[len(root) :].split(".", 1)[0]
@@ -177,6 +232,15 @@ class _Command:
             )
         choices = ", ".join(sorted(here)[:20]) + (", …" if len(here) > 20 else "")
         raise click.UsageError(f"say who publishes, with --as ENDPOINT; this host has the keys of: {choices}")
+
+    def _is_here(self, endpoint: Endpoint) -> bool:
+        """Say whether *endpoint* is one of this host: its key is here, or the relay of this host has a spool for it."""
+        try:
+            if endpoint.key is not None and endpoint.key.exists():
+                return True
+        except PermissionError:
+            pass  # keys are the relay's business
+        return endpoint.relay and (self._settings.spools / endpoint.name).is_dir()
 
     def _short(self, topic: str) -> str:
         """Return *topic* without prefix, environment and service.
@@ -209,18 +273,27 @@ class _Command:
         from fedbus.errors import MessageError, WireError
         from fedbus.wire import strict
 
-        try:
-            short = self._short(self._topic or "")
-        except MessageError as error:
-            raise click.UsageError(f"TOPIC: {error}") from error
+        short = self._checked_topic()
         try:
             body = self._decode(data)
             strict.encode(body, self._settings.limits)
         except (WireError, MessageError) as error:
-            if self._body is None or self._body == "-":
-                raise type(error)(error.reason, f"the JSON on stdin: {error}") from error
-            raise click.UsageError(f"JSON: {error}") from error
+            raise self._bad_body(error) from error
         return short, body
+
+    def _checked_topic(self) -> str:
+        from fedbus.errors import MessageError
+
+        try:
+            return self._short(self._topic or "")
+        except MessageError as error:
+            raise click.UsageError(f"TOPIC: {error}") from error
+
+    def _bad_body(self, error: WireError | MessageError) -> Exception:
+        """Return what to raise for a body that cannot be published."""
+        if self._body is None or self._body == "-":
+            return type(error)(error.reason, f"the JSON on stdin: {error}")
+        return click.UsageError(f"JSON: {error}")
 
     def _decode(self, data: bytes) -> dict[str, Any]:
         from fedbus.wire import strict
@@ -386,15 +459,17 @@ class _Command:
 
     def _settle(self, pending: deque[tuple[int, Any]], *, all_of_it: bool) -> None:
         """Print the receipts of what is journaled, in order; with *all_of_it* wait for the rest."""
-        from fedbus.errors import FedbusError, JournalWriteError
+        from fedbus.errors import FedbusError, JournalWriteError, MessageError, Refused
 
         receipts = []
         try:
             while pending and (all_of_it or pending[0][1].done):
                 number, one = pending.popleft()
+                # to the relay: what it does not answer for in time is spooled
+                settle = getattr(one, "settle", one.result)
                 try:
-                    receipts.append(one.result(max(self._timeout, 1.0)))
-                except JournalWriteError as error:
+                    receipts.append(settle(max(self._timeout, 1.0)))
+                except (JournalWriteError, MessageError, Refused) as error:
                     self._report(number, error)
                 except FedbusError as error:
                     self._report(number, error)
@@ -424,12 +499,10 @@ class _Command:
     def _print(self, receipts: list[Any]) -> None:
         if not receipts:
             return
-        from fedbus.cli.render import to_json
-
         if self._as_json:
-            self._write("".join(to_json(dataclasses.asdict(one)) + "\n" for one in receipts))
+            self._write("".join(json.dumps(_facts(one), separators=(",", ":")) + "\n" for one in receipts))
         elif not self._silent:
-            self._write("".join(f"{one.endpoint}#{one.sequence} {one.topic} {one.id}\n" for one in receipts))
+            self._write("".join(_line(one) + "\n" for one in receipts))
 
     def _write(self, text: str) -> None:
         if not self._printing or sys.stdout is None:

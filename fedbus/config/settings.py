@@ -33,11 +33,13 @@ from fedbus.model.limits import Limits
 from fedbus.model.topic import Naming, TopicFilter
 from fedbus.monitor.options import MetricsOptions
 from fedbus.transport.endpoint import Address, Also, Endpoint, check_name
-from fedbus.transport.options import LinkOptions, PublisherOptions, SubscriberOptions
+from fedbus.transport.options import LinkOptions, PublisherOptions, RelayOptions, RelayRule, SubscriberOptions
 from fedbus.trust import curve
 from fedbus.trust.options import KeyringOptions
 from fedbus.trust.policy import Policy, Rule
 
+SOCKET_BYTES = 107  # sun_path of unix(7) holds 108, the last one NUL
+ENDPOINT_PATTERN = r"(\*|[a-z0-9][a-z0-9_-]*)(\.(\*|[a-z0-9][a-z0-9_-]*))+"
 STATE = Path("/var/lib/fedbus")  # what FHS calls for; `fedbus init` writes a folder of its own
 
 
@@ -71,6 +73,7 @@ class Settings:
     subscriber: SubscriberOptions
     links: LinkOptions
     limits: Limits
+    relay: RelayOptions
     metrics: MetricsOptions
     hub: HubOptions
     discovery: DiscoveryOptions
@@ -89,6 +92,11 @@ class Settings:
         """
         folder = find_folder(directory, environ)
         return from_document(load_folder(folder, environ), folder)
+
+    @property
+    def spools(self) -> Path:
+        """The folder with a folder for each endpoint, in which messages wait for their publisher."""
+        return self.state / "spool"
 
     @property
     def cursors(self) -> Path:
@@ -393,6 +401,7 @@ class _Builder:
             subscriber=self._options(SubscriberOptions, "subscriber", section("subscriber")),
             links=self._options(LinkOptions, "links", self._links(section("links"))),
             limits=self._options(Limits, "limits", section("limits")),
+            relay=self._served(RelayOptions, "relay", self._relay(section("relay"), state)),
             metrics=self._served(MetricsOptions, "metrics", section("metrics")),
             hub=self._served(HubOptions, "hub", section("hub")),
             discovery=self._discovery(section("discovery")),
@@ -409,7 +418,7 @@ class _Builder:
             return kind(**values)
         except (FedbusError, ValueError) as error:
             self.refuse((name,), f"{name}: {error}")
-            required = {"directory": values["directory"]} if "directory" in values else {}
+            required = {key: values[key] for key in ("directory", "socket") if key in values}
             return kind(**required)
 
     def _journal(self, values: dict[str, Any], directory: Path) -> dict[str, Any]:
@@ -457,6 +466,7 @@ class _Builder:
             key=values.get("key") or keys / f"{name}.key",
             curve=self._curve((*path, "curve"), values.get("curve")),
             curve_key=values.get("curve_key") or keys / f"{name}{curve.SUFFIX}",
+            relay=values.get("relay", False),
             also=self._also((*path, "also"), values.get("also"), keys / f"{name}{curve.SUFFIX}"),
         )
 
@@ -484,6 +494,33 @@ class _Builder:
             path = None if clients == "any" else self.path(("links", "clients"), clients)
             return {**values, "clients": path}
         return values
+
+    def _relay(self, values: dict[str, Any], state: Path) -> dict[str, Any]:
+        options = {"socket": state / "relay.sock", **values}
+        if len(os.fsencode(options["socket"])) > SOCKET_BYTES - len(".new"):
+            self.refuse(
+                ("relay", "socket"),
+                f"relay.socket: the path of a socket has at most {SOCKET_BYTES - len('.new')} bytes; choose a shorter "
+                f"one than {options['socket']}",
+            )
+        if "mode" in values:
+            options["mode"] = int(values["mode"], 8)
+        rules = []
+        for place, entry in enumerate(values.get("allow") or ()):
+            if isinstance(entry, dict) and "endpoints" in entry:
+                self._check_patterns(("relay", "allow", place, "endpoints"), entry["endpoints"])
+                rules.append(RelayRule(**{key: tuple(found) for key, found in entry.items()}))
+        options["allow"] = tuple(rules)
+        return options
+
+    def _check_patterns(self, path: KeyPath, patterns: list[Any]) -> None:
+        for place, text in enumerate(patterns):
+            if isinstance(text, str) and not re.fullmatch(ENDPOINT_PATTERN, text):
+                self.refuse(
+                    (*path, place),
+                    f"{dotted((*path, place))}: {text!r} is no endpoint's name; `*` stands for one whole field, as in "
+                    "koji.*",
+                )
 
     def _address(self, path: KeyPath, text: str | None) -> str:
         if text is None:

@@ -4,28 +4,17 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 from uuid import UUID
 
 import msgspec
 from uuid_utils import uuid7
 
 from fedbus.errors import DeadlineExceeded, FedbusError
+from fedbus.model.receipt import Receipt
 from fedbus.trust.signer import Signer
 from fedbus.wire import parcel
 from fedbus.wire.envelope import EnvelopeWriter, layout, rfc3339, write
-
-
-@dataclass(frozen=True, slots=True)
-class Receipt:
-    """Proof for the caller that a message is in the journal."""
-
-    topic: str
-    endpoint: str
-    epoch: str
-    sequence: int
-    id: str
-    time: str
 
 
 @dataclass(slots=True, eq=False)
@@ -71,6 +60,13 @@ class _Stamp(NamedTuple):
         return f"{self.prefix}{self.number + sequence - self.first:012x}"
 
 
+class Watcher(Protocol):
+    """Who wants to know when messages are settled."""
+
+    def release(self) -> None:
+        """Take notice; named as a lock's method, since it stands in for one."""
+
+
 class Pending(msgspec.Struct, gc=False, eq=False):
     """A message on its way into the journal; what :meth:`Publisher.enqueue` returns."""
 
@@ -107,6 +103,17 @@ class Pending(msgspec.Struct, gc=False, eq=False):
         assert stamp is not None
         identifier = stamp.identifier(self.sequence)
         return Receipt(topic.name, topic.endpoint, topic.epoch, self.sequence, identifier, stamp.time)
+
+    def watch(self, watcher: Watcher) -> None:
+        """Have ``watcher.release()`` called as soon as the message is settled, which may be at once or more than once.
+
+        For one who waits for many messages and never calls :meth:`result` before ``done``. It is called in the
+        publisher's thread, so it must be quick.
+        """
+        self._lock = watcher
+        # the thread sets `done` before it looks for the lock, so one of the two sees the other
+        if self.done:
+            watcher.release()
 
     def finish(self, error: FedbusError | None = None) -> None:
         """Say that the message is journaled, or why it is not; called once, by the publisher's thread."""

@@ -49,6 +49,7 @@ class Endpoint:
     curve: str = ""
     curve_key: Path | None = None  # where the host that publishes has the pair that `curve` belongs to
     also: Also | None = None
+    relay: bool = False  # published by the relay of its host, to which programs hand in what they have to say
 
     @property
     def service(self) -> str:

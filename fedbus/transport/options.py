@@ -1,4 +1,4 @@
-"""What can be set about publishers and subscribers; apart from them, so that `config` loads no sockets."""
+"""What can be set about publishers, subscribers and the relay; apart from them, so that `config` loads no sockets."""
 
 from __future__ import annotations
 
@@ -49,3 +49,31 @@ class LinkOptions:
     connections_per_address: int = 512
     subscriptions: int = 1000  # of one connection; a fedbus reader needs three
     ban: float = 60.0  # seconds for which an address is refused that has broken the rules; 0.0: not at all
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RelayRule:
+    """Lets *users* and members of *groups* (names or numbers) hand in messages for *endpoints*."""
+
+    endpoints: tuple[str, ...]  # names; `*` stands for one whole field: `koji.*`
+    users: tuple[str | int, ...] = ()
+    groups: tuple[str | int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RelayOptions:
+    """Where the relay of this host listens, whom it lets hand in messages, and how much it holds."""
+
+    socket: Path
+    mode: int = 0o600  # of the socket; the folders of spools follow it
+    group: str | int | None = None  # of the socket and the folders of spools; None: that of the relay's process
+    allow: tuple[RelayRule, ...] = ()  # besides root and the user of the relay
+    connections: int = 1000
+    request_timeout: float = 10.0  # seconds for a request that was begun, and for one who does not read answers
+    idle_timeout: float = 60.0  # seconds after which a connection that asks nothing is closed; clients connect anew
+    window: int = 1000  # messages of one connection that wait for their answer
+    queue_bytes: int = 64 * 2**20  # of large requests under way, all connections together
+    remember: int = 100_000  # submissions of one endpoint that are known again when they come once more
+    spool_bytes: int = 64 * 2**20  # of one user and endpoint, waiting on the disk while there is no relay
+    http: str | None = None  # HOST:PORT of /live, /ready and /metrics; None: not served
+    drain_timeout: float = 10.0  # seconds to bring what was taken into the journals on SIGTERM

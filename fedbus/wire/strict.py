@@ -25,7 +25,7 @@ from fedbus.model.limits import Limits
 
 _STRICT_INTEGER = orjson.OPT_STRICT_INTEGER
 _PLAIN = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME  # neither comes back as what it was
-ENVELOPE_MEMBERS = 11  # members of an envelope besides what its body holds: nine attributes and two optional ones
+ENVELOPE_MEMBERS = 12  # members of an envelope besides what its body holds: nine attributes and three optional ones
 _msgpack = msgspec.msgpack.Encoder()
 _INT_MIN, _INT_MAX = -(2**63), 2**63 - 1
 # possessive, and the closing quote may be missing: so it never goes back, however the quotes of bad input stand

@@ -345,7 +345,23 @@ def test_every_reason_of_a_refusal_has_a_row() -> None:
 def test_every_metric_of_the_hub_has_a_row() -> None:
     source = "".join((ROOT / "fedbus" / name).read_text("utf-8") for name in ("hub/metrics.py", "monitor/discovery.py"))
     metrics = set(re.findall(r'"(fedbus_[a-z_]+)"', source))
-    assert {cells[0] for cells in rows("operations.rst") if cells[0].startswith("fedbus_")} == metrics
+    families = [*of_publishers([]), *of_links(LinkStats()), *of_streams([], now=0.0, since=0.0), of_refusals({})]
+    metrics |= {family.name for family in families}
+    documented = [cells[0] for cells in rows("monitoring.rst") if cells[0].startswith("fedbus_")]
+    assert sorted(documented) == sorted(metrics)
+
+
+def test_every_cause_of_a_loss_is_on_the_page_of_subscribing() -> None:
+    page = (ROOT / "doc" / "subscribe.rst").read_text("utf-8")
+    for cause in LossCause:
+        assert re.search(rf"``{cause}``", page), cause
+
+
+def test_every_metric_of_the_relay_has_a_row() -> None:
+    source = (ROOT / "fedbus" / "transport" / "relay_metrics.py").read_text("utf-8")
+    metrics = set(re.findall(r'"(fedbus_relay_[a-z_]+)"', source))
+    metrics |= {f"fedbus_relay_{name}" for name in re.findall(r'(?:each|words)\(\s*"([a-z_]+)"', source)}
+    assert sorted(cells[0] for cells in rows("relay.rst")) == sorted(metrics)
 
 
 def test_every_public_name_is_on_the_page_of_the_interface() -> None:
