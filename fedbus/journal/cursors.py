@@ -11,6 +11,7 @@ from typing import Self
 
 from fedbus.errors import Fenced, JournalError
 from fedbus.failpoints import ARMED, hit
+from fedbus.journal.segment import make_directory
 from fedbus.model.position import Position
 
 _SCHEMA = """
@@ -44,7 +45,7 @@ class CursorStore:
         """
         connection = None
         try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_directory(path.parent)
             path.touch(mode=0o600)
             connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
             connection.execute("PRAGMA journal_mode=WAL")

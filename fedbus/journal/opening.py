@@ -22,6 +22,7 @@ from fedbus.journal.segment import (
     decode_fixed,
     decode_header,
     header_end,
+    make_directory,
     read_header,
     read_start,
     read_whole,
@@ -38,7 +39,7 @@ def lock(directory: Path, endpoint: str) -> int:
     Raises:
         JournalLocked: Another process is.
     """
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_directory(directory)
     fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

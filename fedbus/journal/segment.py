@@ -366,6 +366,21 @@ def sync_directory(directory: Path) -> None:
         os.close(fd)
 
 
+def make_directory(directory: Path) -> None:
+    """Make *directory*, for its owner alone, and those above it where they are missing, so that they outlive a crash.
+
+    What is synced in a folder is lost with it if the folder's own name was never written.
+    """
+    missing = []
+    at = directory
+    while not at.exists():
+        missing.append(at)
+        at = at.parent
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for one in reversed(missing):
+        sync_directory(one.parent)
+
+
 def sync_data(fd: int) -> None:
     """Make what was written to a segment outlive the machine."""
     if ARMED:

@@ -88,7 +88,8 @@ class Link:
             if mode == "reset":
                 for writer in self.readers:
                     peer: socket.socket = writer.get_extra_info("socket")
-                    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    with contextlib.suppress(OSError):  # it may be closing already
+                        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 self._drop()
             elif mode == "garbage":
                 for writer in self.readers:
