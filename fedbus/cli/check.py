@@ -5,31 +5,41 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import socket
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
+import zmq
 
+from fedbus.bus import load_link_pair
 from fedbus.cli.common import counted
+from fedbus.cli.health import CRITICAL, OK, UNKNOWN, WARNING, Health, Result, Stream, Thresholds, examine
 from fedbus.clock import SystemClock
 from fedbus.config.lint import VERBS, Finding, lint
 from fedbus.config.settings import Settings
 from fedbus.errors import ConfigError, JournalError, KeysError
-from fedbus.journal.journal import JournalReader
+from fedbus.journal.reader import JournalReader
+from fedbus.journal.state import is_locked, locked_inodes
 from fedbus.model.topic import service_of_endpoint
 from fedbus.transport.endpoint import Address, Endpoint
+from fedbus.transport.zap import explain, probe
+from fedbus.trust import curve
+from fedbus.trust.curve import CurvePair
 from fedbus.trust.expiry import Expiry
 from fedbus.trust.keyring import Keyring, load_certificates
 from fedbus.trust.signer import Signer
 
 _EXAMPLES = """\b
 Examples:
-  fedbus check                         settings, keys, and whether the endpoints answer
-  fedbus check --nagios                one line, exit code 0, 1, 2 or 3
+  fedbus check                         settings, keys, endpoints, streams, journals, disk
+  fedbus check --json | jq '.streams[] | {endpoint, head, lag}'
+  fedbus check --nagios --lag 1000,50000   one line, exit code 0, 1, 2 or 3
   fedbus check config                  the settings alone
   fedbus check topics package.builds.completed
 """
@@ -51,21 +61,27 @@ Examples:
   fedbus check topics --verb cherrypick commit.cherrypick
 """
 
-OK, WARNING, CRITICAL, UNKNOWN = "ok", "warning", "critical", "unknown"
 _NAGIOS = {OK: 0, WARNING: 1, CRITICAL: 2, UNKNOWN: 3}
-_EXIT = {"config": 3, "keys": 4, "endpoints": 5}
+_EXIT = {"config": 3, "keys": 4, "endpoints": 5, "losses": 7}  # all others: 1
 _CONNECTIONS = 16  # at the same time
 _TOPICS_LIMIT = 100_000
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
-    """One thing that was looked at."""
+def _pair(context: click.Context, parameter: click.Parameter, text: str) -> tuple[float, float]:
+    """Take WARNING,CRITICAL apart."""
+    warning, comma, critical = text.partition(",")
+    try:
+        limits = float(warning), float(critical)
+    except ValueError:
+        limits = math.nan, math.nan
+    if not comma or not all(math.isfinite(one) and one >= 0 for one in limits):
+        raise click.BadParameter("write two numbers, WARNING,CRITICAL")
+    return limits
 
-    area: str  # config, keys, endpoints
-    name: str
-    state: str
-    text: str
+
+def _threshold(option: str, text: str) -> Callable[[Any], Any]:
+    default = ",".join(f"{one:g}" if one < 10**6 else str(one) for one in getattr(Thresholds(), option.strip("-")))
+    return click.option(option, default=default, show_default=True, callback=_pair, metavar="WARN,CRIT", help=text)
 
 
 @click.group("check", invoke_without_command=True, epilog=_EXAMPLES)
@@ -76,17 +92,28 @@ class Result:
     type=click.FloatRange(0.01, 600.0),
     default=2.0,
     show_default=True,
-    help="Seconds to wait for an endpoint.",
+    help="Seconds to wait for an endpoint, and then for its beat.",
 )
+@_threshold("--lag", "Sequences that a cursor is behind the head.")
+@_threshold("--beat", "Seconds since the last beat.")
+@_threshold("--skew", "Seconds that a publisher's clock is ahead of ours or behind.")
+@_threshold("--disk", "Percent of the disk below `state` that are free.")
+@_threshold("--quota", "Percent of its limit that a journal takes.")
+@_threshold("--spool", "Bytes of messages that wait in the spool.")
 @click.pass_context
-def check(ctx: click.Context, as_json: bool, nagios: bool, timeout: float) -> None:
-    """Check settings, keys and endpoints.
+def check(ctx: click.Context, /, as_json: bool, nagios: bool, timeout: float, **limits: tuple[float, float]) -> None:
+    """Check settings, keys, endpoints, streams, journals and the disk.
+
+    Of each endpoint that answers a beat is heard and verified: how far its stream has come, whether its clock is right.
+    Of each cursor of this host: how far it is behind, and whether retention was quicker. Gaps and losses are those that
+    the hub counts (hub.http) and another program (metrics.http).
 
     Exit code 0 when all is well or only warnings were found, 3 for the configuration, 4 for keys, 5 for endpoints
-    that do not answer. An endpoint of this host that nobody publishes as is a warning.
+    that do not answer, 7 for losses, 1 for all else. An endpoint of this host that nobody publishes as is a warning.
     """
     if ctx.invoked_subcommand is not None:
         return
+    health: Health | None = None
     try:
         settings = _settings(ctx)
     except ConfigError as error:
@@ -98,8 +125,12 @@ def check(ctx: click.Context, as_json: bool, nagios: bool, timeout: float) -> No
         results = [Result("config", "configuration", OK, text)]
         results += _check_keys(settings, time.time())
         settings = _check_dns(settings, results)
-        results += _check_endpoints(settings, timeout)
-    _report(ctx, results, as_json=as_json, nagios=nagios)
+        endpoints = _check_endpoints(settings, timeout)
+        results += endpoints
+        answering = {one.name.removesuffix(" publish") for one in endpoints if one.state == OK}
+        health = examine(settings, answering, timeout=timeout, limits=Thresholds(**limits))
+        results += health.results
+    _report(ctx, results, as_json=as_json, nagios=nagios, health=health)
 
 
 @check.command("config", epilog=_CONFIG_EXAMPLES)
@@ -179,6 +210,36 @@ def _check_keys(settings: Settings, now: float) -> list[Result]:
                 results.append(Result("keys", "crl", CRITICAL, text))
     for endpoint in settings.endpoints.values():
         results += _check_pair(endpoint, now)
+    results += _check_links(settings)
+    return results
+
+
+def _check_links(settings: Settings) -> list[Result]:
+    """Check the keys of encrypted links that are on this host."""
+    results = []
+    for endpoint in settings.endpoints.values():
+        for offer in (endpoint, endpoint.also):
+            if offer is None or not offer.curve or offer.curve_key is None or not offer.curve_key.exists():
+                continue
+            name = f"curve key {endpoint.name}"
+            try:
+                found = curve.load_pair(offer.curve_key).public
+            except (KeysError, OSError) as error:
+                results.append(Result("keys", name, CRITICAL, str(error)))
+                continue
+            if found == offer.curve:
+                results.append(Result("keys", name, OK, f"{name} in {offer.curve_key} is the one of the entry"))
+            else:
+                text = f"{endpoint.origin}: {name} in {offer.curve_key} is another one; its public key is {found}"
+                results.append(Result("keys", name, CRITICAL, text))
+    try:
+        load_link_pair(settings)
+        if settings.links.clients is not None:
+            count = len(curve.load_clients(settings.links.clients))
+            text = f"{counted(count, 'client')} in {settings.links.clients} may connect to encrypted endpoints here"
+            results.append(Result("keys", "links", OK, text))
+    except (KeysError, OSError) as error:
+        results.append(Result("keys", "links", CRITICAL, str(error)))
     return results
 
 
@@ -243,10 +304,14 @@ def _check_endpoints(settings: Settings, timeout: float) -> list[Result]:
         for role, address in (("publish", endpoint.publish), ("replay", endpoint.replay))
         if address
     ]
-    with ThreadPoolExecutor(_CONNECTIONS) as pool:
-        faults = list(pool.map(lambda entry: _connect(entry[2], timeout), wanted))
+    try:
+        pair = load_link_pair(settings)
+    except KeysError:
+        pair = None  # told by the check of keys
+    with zmq.Context() as context, ThreadPoolExecutor(_CONNECTIONS) as pool:
+        faults = list(pool.map(lambda one: _shake(context, one[0], one[1], one[2], pair, timeout), wanted))
     # asked afterwards: a publisher that opens meanwhile has its journal open then, and its ports soon
-    locked = _flocks() if any(faults) else None
+    locked = locked_inodes() if any(faults) else None
     results = []
     for (endpoint, role, address), fault in zip(wanted, faults, strict=True):
         name = f"{endpoint.name} {role}"
@@ -256,7 +321,7 @@ def _check_endpoints(settings: Settings, timeout: float) -> list[Result]:
             text = f"{name} {address} is not running: its key is on this host, and no process has its journal open"
             results.append(Result("endpoints", name, WARNING, text))
         else:
-            text = f"{name} {address} does not answer: {fault}; is it running?"
+            text = f"{name} {address} {fault}"
             results.append(Result("endpoints", name, CRITICAL, text))
     return results
 
@@ -266,26 +331,27 @@ def _rests_here(endpoint: Endpoint, journal: Path, locked: frozenset[int] | None
     if endpoint.key is None or locked is None:
         return False
     try:
-        if not endpoint.key.exists():
-            return False
-        return (journal / "lock").stat().st_ino not in locked
-    except FileNotFoundError:
-        return True  # nobody has published as this endpoint yet
+        return endpoint.key.exists() and is_locked(journal, locked) is False
     except OSError:
         return False  # who may not look cannot tell
 
 
-def _flocks() -> frozenset[int] | None:
-    """Return the inodes of all files that processes hold an flock on; None where the kernel does not say.
-
-    To try the lock ourselves would be simpler, and would refuse a publisher that opens at that moment.
-    """
-    try:
-        lines = Path("/proc/locks").read_text("ascii").splitlines()
-    except OSError:
-        return None
-    # 1: FLOCK  ADVISORY  WRITE 3072 08:01:7602200 0 EOF; proc(5)
-    return frozenset(int(fields[5].rpartition(":")[2]) for line in lines if (fields := line.split())[1] == "FLOCK")
+def _shake(
+    context: zmq.Context[zmq.Socket[bytes]],
+    endpoint: Endpoint,
+    role: str,
+    address: str,
+    pair: CurvePair | None,
+    timeout: float,
+) -> str:
+    """Return why a reader cannot use *address*, behind its name, or nothing: it answers, and a handshake succeeds."""
+    fault = _connect(address, timeout)
+    if fault:
+        return f"does not answer: {fault}; is it running?"
+    shaken = probe(context, address, replay=role == "replay", server=endpoint.curve, pair=pair, timeout=timeout)
+    if shaken is None or shaken.fault is None:
+        return ""
+    return f"does not let us in: {explain(shaken.fault, bool(endpoint.curve))}"
 
 
 def _connect(text: str, timeout: float) -> str:
@@ -325,22 +391,66 @@ def _lines() -> list[str]:
 # --- how it is told --------------------------------------------------------------------------------------------
 
 
-def _report(ctx: click.Context, results: list[Result], *, as_json: bool, nagios: bool) -> None:
+def _report(
+    ctx: click.Context, results: list[Result], *, as_json: bool, nagios: bool, health: Health | None = None
+) -> None:
     states = {result.state for result in results}
     worst = next((state for state in (UNKNOWN, CRITICAL, WARNING) if state in states), OK)
     bad = [result for result in results if result.state != OK]
     if nagios:
         told = "; ".join(result.text for result in bad) or f"{len(results)} checks passed"
-        click.echo(f"FEDBUS {worst.upper()} - {_line(told)} | checks={len(results)} bad={len(bad)}")
+        figures = f"checks={len(results)} bad={len(bad)}"
+        if health is not None:
+            figures += f" lag={max((one.lag for one in health.streams), default=0)}"
+            figures += "" if health.free is None else f" free={health.free:.1f}%"
+        click.echo(f"FEDBUS {worst.upper()} - {_line(told)} | {figures}")
         ctx.exit(_NAGIOS[worst])
     if as_json:
-        report = {"state": worst, "results": [dataclasses.asdict(result) for result in results]}
+        report: dict[str, Any] = {"state": worst, "results": [dataclasses.asdict(result) for result in results]}
+        if health is not None:
+            report |= health.report()
         click.echo(json.dumps(report, indent=2))
     else:
         for result in results:
             click.echo(f"{result.state.upper():<8}  {_line(result.text)}")
+        if health is not None and any(one.epoch for one in health.streams):
+            click.echo()
+            _show_streams(health.streams)
     failed = [result.area for result in results if result.state in (CRITICAL, UNKNOWN)]
-    ctx.exit(_EXIT[failed[0]] if failed else 0)
+    ctx.exit(_EXIT.get(failed[0], 1) if failed else 0)
+
+
+def _show_streams(streams: list[Stream]) -> None:
+    """Show a table with a line for each endpoint; - for what is not known."""
+
+    def shown(value: float | None, form: str = "d") -> str:
+        return "-" if value is None else f"{value:{form}}"
+
+    rows = [("ENDPOINT", "START", "HEAD", "BEAT", "SKEW", "LAG", "GAPS", "LOST", "REFUSED", "JOURNAL")]
+    for one in streams:
+        known = bool(one.epoch)
+        rows.append(
+            (
+                one.endpoint,
+                shown(one.start if known else None),
+                shown(one.head if known else None),
+                shown(one.beat_age, ".1f"),
+                shown(one.skew, "+.1f"),
+                shown(one.lag if one.readers else None),
+                shown(one.total("gaps")),
+                shown(one.total("lost")),
+                shown(one.total("refused")),
+                shown(100 * one.journal.bytes / one.limit if one.journal is not None and one.limit else None, ".0f")
+                + ("%" if one.journal is not None and one.limit else ""),
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        cells = [
+            cell.rjust(width) if place else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        click.echo("  ".join(cells))
 
 
 def _line(text: str) -> str:

@@ -6,7 +6,8 @@ through :func:`bounded_label`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import re
+from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -49,3 +50,24 @@ def _escaped(text: str, *, quote: bool = False) -> str:
 def bounded_label(name: str, known: Collection[str], most: int) -> str:
     """Return *name* as a label, or ``other`` where *known* has *most* labels already and this is none of them."""
     return name if name in known or len(known) < most else OTHER
+
+
+_SAMPLE = re.compile(r'([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{((?:[a-zA-Z_]\w*="(?:[^"\\\n]|\\.)*",?)*)\})? (\S+)(?: \d+)?')
+_LABEL = re.compile(r'([a-zA-Z_]\w*)="((?:[^"\\\n]|\\.)*)"')
+_PLAIN = {"\\n": "\n", '\\"': '"', "\\\\": "\\"}
+
+
+def parse(text: str) -> Iterator[tuple[str, dict[str, str], float]]:
+    """Yield (name, labels, value) of the samples in *text*; what is no sample is left out."""
+    for line in text.splitlines():
+        match = _SAMPLE.fullmatch(line)
+        if match is None:
+            continue
+        labels = {
+            key: re.sub(r"\\.", lambda part: _PLAIN.get(part[0], part[0]), label)
+            for key, label in _LABEL.findall(match[2] or "")
+        }
+        try:
+            yield match[1], labels, float(match[3])
+        except ValueError:
+            continue

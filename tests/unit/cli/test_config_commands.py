@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import json
-import socket
+import re
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
+import zmq
 from click.testing import CliRunner, Result
 
 from fedbus.bus import Bus
@@ -168,22 +169,32 @@ def test_one_of_something_is_told_in_the_singular(tmp_path):
 
 
 def listen(bus: Path, stack: ExitStack) -> None:
+    context = stack.enter_context(zmq.Context())
     for endpoint in Settings.load(bus, {}).endpoints.values():
-        for address in (endpoint.publish, endpoint.replay):
-            server = stack.enter_context(socket.socket())
-            server.bind(("127.0.0.1", int(address.rpartition(":")[2])))
-            server.listen()
+        for kind, address in ((zmq.XPUB, endpoint.publish), (zmq.ROUTER, endpoint.replay)):
+            server = stack.enter_context(context.socket(kind))
+            server.linger = 0
+            server.bind(address)
 
 
 def test_check_of_a_sound_bus_with_all_endpoints_up_is_ok(bus):
-    with ExitStack() as stack:
-        listen(bus, stack)
+    with Bus.open(bus) as opened, opened.publisher("koji.build01"), opened.publisher("bodhi.web01"):
         result = run(check, folder=bus)
-        assert result.exit_code == 0
-        assert {line.split()[0] for line in result.output.splitlines()} == {"OK"}
+        assert result.exit_code == 0, result.output
+        verdicts, _, table = result.output.partition("\n\n")
+        assert {line.split()[0] for line in verdicts.splitlines()} == {"OK"}
+        assert [line.split()[0] for line in table.splitlines()] == ["ENDPOINT", "koji.build01", "bodhi.web01"]
         result = run(check, "--nagios", folder=bus)
         assert result.exit_code == 0
-        assert result.output == "FEDBUS OK - 9 checks passed | checks=9 bad=0\n"
+        assert re.fullmatch(r"FEDBUS OK - (\d+) checks passed \| checks=\1 bad=0 lag=0 free=\d+\.\d%\n", result.output)
+
+
+def test_check_finds_that_what_answers_is_no_publisher(bus):
+    with ExitStack() as stack:
+        listen(bus, stack)
+        result = run(check, "--timeout", "0.3", folder=bus)
+    assert result.exit_code == 1
+    assert "CRITICAL  koji.build01 takes connections, but no beat that verifies came within 0.3 s" in result.output
 
 
 def test_check_right_after_init_only_warns_that_nothing_is_running(bus):
