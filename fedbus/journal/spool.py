@@ -154,6 +154,8 @@ class Spool:
             self._make_folder()
             with lock(self.directory, uid, timeout=timeout) as held:
                 self._append(data, uid, held)
+        except DeadlineExceeded:  # a TimeoutError, which is an OSError
+            raise
         except OSError as error:
             raise JournalWriteError(
                 f"cannot spool {len(payloads)} messages in {self.directory}: {error.strerror or error}; nothing was "
@@ -175,6 +177,7 @@ class Spool:
             if not known:
                 # somebody was killed in the middle of it: what is torn goes
                 end = max((one.end for one in records(fd, end)), default=0)
+                os.ftruncate(held, 0)  # a file removed before may have had the same inode
                 os.ftruncate(fd, end)
                 os.fchmod(fd, mode)
             waiting = end + sum(one.path.stat().st_size for one in list_waiting(self.directory) if one.epoch)
