@@ -6,6 +6,7 @@ keeps whole and which outlive whoever wrote them. It imports nothing of fedbus.
 Every message has an identity in its body, (source, n), where the n of one source only grow. The lines::
 
     ack SOURCE ENDPOINT EPOCH SEQUENCE N COUNT             receipts for n, n+1, … with sequences that count on alike
+    spooled SOURCE N COUNT                                 promised without a sequence: must appear, once
     no SOURCE N COUNT                                      refused with an error: must never appear
     maybe SOURCE N COUNT                                   neither receipt nor refusal: may appear, at most once
     live CONSUMER LIFE DIVISOR                             a consumer starts; it wants each n that DIVISOR divides
@@ -35,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 _N_BITS = 40
+SPOOLER = "~"  # what the names of sources begin with that may be promised something without a sequence
 _SHOWN = 40  # faults kept with their text; the others are counted
 _LOG_BYTES = 256 * 2**20  # of one log file; the one before is kept too
 
@@ -89,7 +91,9 @@ class Ledger:
         self.consumers: dict[str, Consumer] = {}
         self.refused: set[int] = set()
         self.lossy: set[str] = set()
-        self.counts = {"acked": 0, "refused": 0, "maybe": 0, "lost": 0, "lines": 0}
+        self.promised: set[int] = set()  # spooled, and not seen yet
+        self.unclaimed: set[int] = set()  # seen, and no receipt yet, of sources that may spool
+        self.counts = {"acked": 0, "spooled": 0, "refused": 0, "maybe": 0, "lost": 0, "lines": 0}
         self.fault_count = 0
         self.faults: list[str] = []
 
@@ -111,6 +115,12 @@ class Ledger:
                 first, count = self._code(rest[0], int(rest[1])), rest[2]
                 self.counts["refused"] += int(count)
                 self.refused.update(range(first, first + int(count)))
+            elif kind == "spooled":
+                first, count = self._code(rest[0], int(rest[1])), rest[2]
+                self.counts["spooled"] += int(count)
+                codes = set(range(first, first + int(count)))
+                self.promised |= codes - self.unclaimed
+                self.unclaimed -= codes
             elif kind == "maybe":
                 self.counts["maybe"] += int(rest[2])
             elif kind == "live":
@@ -173,6 +183,7 @@ class Ledger:
         if stream.confirmed[sequence - 1]:
             raise Fault(f"a second receipt for {sequence}")
         stream.confirmed[sequence - 1] = 1
+        self.unclaimed.discard(code)
 
     def _see(self, stream: Stream, sequence: int, code: int) -> None:
         """A consumer has got *code* as *sequence*, which is at most the next one that nobody has seen."""
@@ -197,6 +208,10 @@ class Ledger:
         receipt = stream.pending.pop(sequence, None)
         if receipt is not None:
             self._confirm(stream, sequence, receipt)
+        elif code in self.promised:
+            self.promised.discard(code)
+        elif self.names[source - 1].startswith(SPOOLER):
+            self.unclaimed.add(code)
 
     def _got(self, name: str, life: int, endpoint: str, epoch: str, sequence: int, code: int, count: int) -> None:
         consumer = self.consumers[name]
@@ -290,6 +305,8 @@ class Ledger:
                         behind = self._missed(consumer, stream, place.through, stream.head)
                 if behind:
                     missing[f"{consumer.name} {stream.endpoint}"] = behind
+        if self.promised:
+            missing["spooled"] = len(self.promised)
         return {
             **self.counts,
             "streams": {

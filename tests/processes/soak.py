@@ -25,8 +25,10 @@ from typing import Any
 
 from tests.processes.world import Worker, World
 
-KOJI, BODHI, GIT = "koji.build01", "bodhi.web01", "git.host01"
-SHARES = {KOJI: 0.5, BODHI: 0.3, GIT: 0.2}  # of the messages
+KOJI, BODHI, GIT, HOOK = "koji.build01", "bodhi.web01", "git.host01", "hook.host01"
+SHARES = {KOJI: 0.45, BODHI: 0.25, GIT: 0.2}  # of the messages, from publishers of their own
+CLIENTS = {"client-a": 0.05, "client-b": 0.05}  # of the messages, by way of the relay of HOOK
+SCRIPTS = 1.0  # messages a second that a `fedbus publish` each hands in
 FAR = (KOJI, BODHI)  # read through the proxy
 WITNESSES = (GIT, "witness")  # are frozen and starved, and never killed: their memory is watched for the whole time
 SETTINGS = """
@@ -48,6 +50,15 @@ ARMS = {
         "publisher.sent=kill%0.003",
         "replay.answer=kill%0.05",
     ),
+    "relay": (
+        "relay.journaled=kill%0.02",
+        "journal.write.torn=error:ENOSPC%0.01",
+        "journal.sync.after=kill%0.01",
+        "spool.taken=kill%0.5",
+        "spool.remove=kill%0.5",
+        "replay.answer=kill%0.05",
+    ),
+    "client": ("spool.write=error:ENOSPC%0.1", "spool.sync=kill%0.1", "spool.write=kill%0.1"),
     "reader": (
         "cursor.commit.before=error:ENOSPC%0.3",
         "cursor.commit.inside=kill%0.1",
@@ -56,6 +67,7 @@ ARMS = {
 }
 CLOSING_SECONDS = 180.0  # for all that was acknowledged to arrive, once everything is well again
 SAMPLE_SECONDS = 2.0
+TELL_SECONDS = 60.0
 WARM_SECONDS = 60.0  # of a life, that its memory may take to settle
 FLAT_BYTES = 8 * 2**20  # that a life may grow within an hour, or a tenth of what it has
 FLAT_DESCRIPTORS = 8
@@ -106,7 +118,7 @@ class Soak:
         self.seed = options.seed or random.SystemRandom().randrange(1, 2**31)
         self.chance = random.Random(self.seed)
         self.folder = options.folder or Path(tempfile.mkdtemp(prefix="fedbus-soak-"))
-        self.world = World(self.folder, list(SHARES), settings=SETTINGS, far=FAR)
+        self.world = World(self.folder, [*SHARES, HOOK], settings=SETTINGS, far=FAR, relayed=[HOOK])
         self.done: Counter[str] = Counter()
         self.busy: set[str] = set()  # workers and links that something is being done to
         self.plans: list[tuple[float, int, Callable[[], None]]] = []
@@ -114,11 +126,19 @@ class Soak:
         self.samples: dict[str, Samples] = {}
         self.slopes: list[dict[str, Any]] = []
         self.most_behind = 0
+        self.tell_at = time.monotonic() + TELL_SECONDS
         self.roles: dict[str, str] = {}
         rest = self.folder / "rest"
         for endpoint, share in SHARES.items():
             self.world.publisher(endpoint, options.rate * share)
             self.roles[endpoint] = "publisher"
+        self.world.relay()
+        self.roles["relay"] = "relay"
+        for name, share in CLIENTS.items():
+            self.world.client(name, HOOK, options.rate * share)
+            self.roles[name] = "client"
+        self.world.scripts("scripts", HOOK, SCRIPTS)
+        self.roles["scripts"] = "client"
         for name, divisor in (("reader", 1), ("marked", 3), ("witness", 1)):
             self.world.subscriber(name, divisor)
             self.roles[name] = "reader"
@@ -167,6 +187,10 @@ class Soak:
             if found is not None:
                 self.samples.setdefault(name, Samples()).add(now - worker.born_at, *found)
         answer = self.world.ledger.ask()
+        if now >= self.tell_at:
+            self.tell_at = now + TELL_SECONDS
+            done = ", ".join(f"{what} {count}" for what, count in sorted(self.done.items()))
+            print(f"{answer['acked']} acknowledged, missing {answer['missing']}; {done}", file=sys.stderr, flush=True)
         self.most_behind = max(self.most_behind, *answer["missing"].values(), 0)
         assert not answer["fault_count"], self.world.explain(answer)
 
@@ -285,7 +309,7 @@ class Soak:
         for worker in self.world.workers.values():
             worker.start()
         self.world.wait_for(
-            lambda now: len(now["streams"]) == len(SHARES) and len(now["consumers"]) == 4, "all have begun"
+            lambda now: len(now["streams"]) == len(SHARES) + 1 and len(now["consumers"]) == 4, "all have begun"
         )
         if self.options.kills:
             self.run_kills()
@@ -370,6 +394,7 @@ class Soak:
             "seconds": round(seconds, 1),
             "rate": self.options.rate,
             "acknowledged": answer["acked"],
+            "spooled": answer["spooled"],
             "refused": answer["refused"],
             "unknown": answer["maybe"],
             "kills": sum(count for what, count in self.done.items() if what.startswith(("killed", "died"))),

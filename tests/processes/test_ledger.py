@@ -83,6 +83,16 @@ def test_what_was_acknowledged_and_not_got_is_missing() -> None:
     assert judge("ack k k e 8 10 3", "got a 2 k e 8 k 10 3").status()["missing"] == {"third k": 1}
 
 
+def test_what_was_spooled_has_to_appear_whether_its_receipt_comes_before_or_after() -> None:
+    ledger = judge("spooled ~s 1 2", "got a 2 k e 8 ~s 1 1", "got a 2 k e 9 ~s 3 1", "spooled ~s 3 1")
+    assert ledger.faults == []
+    assert ledger.status()["missing"]["spooled"] == 1
+    ledger.take("got a 2 k e 10 ~s 4 1")
+    ledger.take("ack ~s k e 10 4 1")
+    assert ledger.unclaimed == set()
+    assert ledger.status()["missing"]["spooled"] == 1
+
+
 def test_where_retention_is_short_a_loss_is_no_fault_but_a_hole_is() -> None:
     ledger = judge("lossy k", "lost a 2 k 8 10", "got a 2 k e 11 k 20 1", "live late 1 1", "got late 1 k e 11 k 20 1")
     assert ledger.faults == []

@@ -8,9 +8,11 @@ import json
 import os
 import resource
 import select
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from fedbus.config.init import create, free_ports
-from tests.processes import workers
+from tests.processes import ledger, workers
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 60.0
@@ -233,15 +235,20 @@ class World:
         settings: str = "",
         journals: Mapping[str, str] | None = None,
         far: Sequence[str] = (),
+        relayed: Sequence[str] = (),
     ) -> None:
-        """*settings* is YAML for all, *journals* for the journal of one endpoint.
+        """*settings* is YAML for all, *journals* for the journal of one endpoint; the endpoints *relayed* have a relay.
 
         The endpoints *far* are read through the proxy; with any, nothing is read from the publishers' files.
         """
         self.folder = folder
         self.config = folder / "bus"
         addresses = create(self.config, endpoints).endpoints
-        _write_endpoints(self.config, addresses, journals or {})
+        # the path of a socket may have a hundred bytes only
+        self.sockets = Path(tempfile.mkdtemp(prefix="fedbus-"))
+        if relayed:
+            _write(self.config / "65-relay.yaml", f"relay: {{socket: {self.sockets}/relay}}\n")
+        _write_endpoints(self.config, addresses, journals or {}, relayed)
         if settings:
             _write(self.config / "60-soak.yaml", settings)
         self.ledger = Ledger(folder)
@@ -266,7 +273,7 @@ class World:
             name: (f"tcp://127.0.0.1:{publish}", f"tcp://127.0.0.1:{replay}")
             for name, (publish, replay) in self.proxy.ports.items()
         }
-        _write_endpoints(readers, {**addresses, **through}, {})
+        _write_endpoints(readers, {**addresses, **through}, {}, ())
         return readers
 
     def _add(self, name: str, arguments: Callable[[int], Sequence[str]], config: Path) -> Worker:
@@ -281,6 +288,34 @@ class World:
         return self._add(
             endpoint,
             lambda life: ["-m", "tests.processes.workers", "publish", config, endpoint, endpoint, str(life), str(rate)],
+            self.config,
+        )
+
+    def relay(self) -> Worker:
+        """`fedbus relay`, for all endpoints that have one."""
+        return self._add("relay", lambda life: ["-m", "fedbus.cli", "relay"], self.config)
+
+    def client(self, name: str, endpoint: str, rate: float) -> Worker:
+        """A process that hands messages in to the relay."""
+        config = str(self.config)
+        return self._add(
+            name,
+            lambda life: [
+                *("-m", "tests.processes.workers", "publish", config, endpoint),
+                *(f"{ledger.SPOOLER}{name}-{life}", str(life), str(rate)),
+            ],
+            self.config,
+        )
+
+    def scripts(self, name: str, endpoint: str, rate: float) -> Worker:
+        """A process that runs `fedbus publish` for each message."""
+        config = str(self.config)
+        return self._add(
+            name,
+            lambda life: [
+                *("-m", "tests.processes.workers", "scripts", config, endpoint),
+                *(f"{ledger.SPOOLER}{name}-{life}", str(life), str(rate)),
+            ],
             self.config,
         )
 
@@ -361,6 +396,7 @@ class World:
         if self.proxy is not None:
             self.proxy.close()
         self.ledger.close()
+        shutil.rmtree(self.sockets, ignore_errors=True)
 
 
 def _write(path: Path, text: str) -> None:
@@ -368,10 +404,14 @@ def _write(path: Path, text: str) -> None:
     path.chmod(0o600)
 
 
-def _write_endpoints(folder: Path, addresses: Mapping[str, tuple[str, str]], journals: Mapping[str, str]) -> None:
+def _write_endpoints(
+    folder: Path, addresses: Mapping[str, tuple[str, str]], journals: Mapping[str, str], relayed: Sequence[str]
+) -> None:
     lines = ["endpoints:"]
     for name, (publish, replay) in addresses.items():
         lines += [f"  {name}:", f"    publish: {publish}", f"    replay: {replay}"]
         if name in journals:
             lines.append(f"    journal: {journals[name]}")
+        if name in relayed:
+            lines.append("    relay: true")
     _write(folder / "20-endpoints.yaml", "\n".join(lines) + "\n")
