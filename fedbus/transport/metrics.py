@@ -141,6 +141,7 @@ def of_streams(streams: Sequence[tuple[dict[str, str], StreamReader]], *, now: f
         counted("gaps_total", "Holes in live traffic; refilled unless lost.", "gaps"),
         counted("fetched_total", "Records read from journals.", "fetched"),
         counted("reconnects_total", "Times that it was connected anew since it was silent.", "reconnects"),
+        by("link_faults_total", "Handshakes that failed, by fault.", "fault", lambda reader: reader.stats.link_faults),
         counted("unanswered_total", "Requests to its journal without a whole answer.", "unanswered"),
         counted("lost_total", "Reports of loss.", "lost"),
         counted("lost_messages_total", "Messages in these reports, where their number is known.", "lost_messages"),

@@ -109,6 +109,7 @@ class ReaderStats:
     losses: dict[str, int] = field(default_factory=dict)  # reports of loss by cause
     refused: int = 0
     refusals: dict[str, int] = field(default_factory=dict)  # by reason
+    link_faults: dict[str, int] = field(default_factory=dict)  # handshakes that failed, by what went wrong
     skew: float = 0.0  # seconds that the publisher's clock is ahead of ours, by its last beat; never used for order
     fetched: int = 0  # records read from the journal
     reconnects: int = 0  # times that the endpoint was connected anew because it was silent

@@ -562,8 +562,8 @@ class Subscriber:
         if one.fault is None:
             self._shaken.pop(name, None)
             return
-        faults = self.stats.link_faults
-        faults[one.fault.value] = faults.get(one.fault.value, 0) + 1
+        for faults in (self.stats.link_faults, link.reader.stats.link_faults):
+            faults[one.fault.value] = faults.get(one.fault.value, 0) + 1
         self._handshake_log.refused(f"endpoint {name}", one.fault, explain(one.fault, bool(link.endpoint.curve)), now)
         if one.final:
             shaken = self._shaken.setdefault(name, _Shaken())

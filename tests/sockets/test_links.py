@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import socket
 import stat
 import threading
@@ -119,6 +120,11 @@ def test_a_plain_reader_of_an_encrypted_endpoint_is_told_why_and_heals_with_its_
             assert take_until(bad, lambda: "mechanism" in faults(bad)) == []
             assert numbers(take(good, 1)) == [1]
             wait_until(lambda: bus.links.refused[LinkFault.MECHANISM])
+            told = re.search(
+                r'fedbus_endpoint_link_faults_total\{endpoint="koji.build01".*fault="mechanism"\} (\d+)',
+                behind.metrics(),
+            )
+            assert told is not None and int(told[1]) > 0
             bad.update(bus.settings.endpoints.values())
             assert numbers(take(bad, 1)) == [1]
             koji.publish("build.start", {"n": 2})
