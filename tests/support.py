@@ -19,9 +19,9 @@ from fedbus.wire.parcel import Parcel
 T = TypeVar("T")
 
 
-def need_program(name: str) -> str:
-    """Return the path of the program *name*; where it is not installed, skip the test, or fail it in CI."""
-    path = shutil.which(name)
+def need_program(name: str, *folders: str) -> str:
+    """Return the path of the program *name*, looked for in *folders* too; without it skip the test, or fail in CI."""
+    path = shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", os.defpath), *folders]))
     if path is None:
         reason = f"{name} is not installed here; tests/system-packages installs it for root"
         if os.environ.get("CI") == "true":
