@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
@@ -16,7 +17,7 @@ from fedbus.model.position import Position
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS cursor (
-    name TEXT NOT NULL, endpoint TEXT NOT NULL, epoch TEXT NOT NULL, sequence INTEGER NOT NULL,
+    name TEXT NOT NULL, endpoint TEXT NOT NULL, epoch TEXT NOT NULL, sequence INTEGER NOT NULL, checksum INTEGER,
     PRIMARY KEY (name, endpoint)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS holder (name TEXT PRIMARY KEY, token INTEGER NOT NULL) WITHOUT ROWID;
@@ -55,6 +56,8 @@ class CursorStore:
             if verdict is None or verdict[0] != "ok":
                 raise sqlite3.DatabaseError(str(verdict and verdict[0]))
             connection.executescript(_SCHEMA)
+            _add_checksums(connection)
+            _check_rows(connection.execute("SELECT * FROM cursor"))
         except (sqlite3.Error, OSError) as error:
             if connection is not None:
                 connection.close()
@@ -88,8 +91,9 @@ class CursorStore:
     def load(self, name: str) -> dict[str, Position]:
         """The places of cursor *name* by endpoint; empty when it has none yet."""
         with self._transaction("read", "BEGIN") as connection:
-            rows = connection.execute("SELECT endpoint, epoch, sequence FROM cursor WHERE name = ?", (name,)).fetchall()
-        return {endpoint: Position(epoch, sequence) for endpoint, epoch, sequence in rows}
+            rows = connection.execute("SELECT * FROM cursor WHERE name = ?", (name,)).fetchall()
+            _check_rows(rows)
+        return {endpoint: Position(epoch, sequence) for _, endpoint, epoch, sequence, _ in rows}
 
     def save(self, name: str, positions: Mapping[str, Position], token: int = 0, *, force: bool = False) -> None:
         """Keep *positions* (by endpoint) for cursor *name*, all or none; other endpoints' places stay.
@@ -109,9 +113,19 @@ class CursorStore:
                 hit("cursor.commit.before")
             self._fence(connection, name, token)
             connection.executemany(
-                "INSERT INTO cursor VALUES (?, ?, ?, ?) ON CONFLICT (name, endpoint) "
-                f"DO UPDATE SET epoch = excluded.epoch, sequence = excluded.sequence {keep}",
-                [(name, endpoint, place.epoch, place.sequence) for endpoint, place in positions.items()],
+                "INSERT INTO cursor VALUES (?, ?, ?, ?, ?) ON CONFLICT (name, endpoint) "
+                "DO UPDATE SET epoch = excluded.epoch, sequence = excluded.sequence, checksum = excluded.checksum "
+                f"{keep}",
+                [
+                    (
+                        name,
+                        endpoint,
+                        place.epoch,
+                        place.sequence,
+                        _checksum(name, endpoint, place.epoch, place.sequence),
+                    )
+                    for endpoint, place in positions.items()
+                ],
             )
             if ARMED:
                 hit("cursor.commit.inside")
@@ -148,6 +162,35 @@ class CursorStore:
             if self._connection is not None:
                 self._connection.close()
                 self._connection = None
+
+
+def _checksum(name: str, endpoint: str, epoch: str, sequence: int) -> int:
+    return zlib.crc32(f"{name}\0{endpoint}\0{epoch}\0{sequence}".encode())
+
+
+def _check_rows(rows: Iterable[tuple[str, str, str, int, int | None]]) -> None:
+    """Find a place that is not the one that was saved: it would skip messages in silence.
+
+    SQLite has no checksums, so it notices a changed page only where its structure suffers.
+
+    Raises:
+        sqlite3.DatabaseError: There is one.
+    """
+    for name, endpoint, epoch, sequence, checksum in rows:
+        if checksum is not None and checksum != _checksum(name, endpoint, epoch, sequence):
+            raise sqlite3.DatabaseError(f"the place of cursor {name!r} in {endpoint!r} is not as it was saved")
+
+
+def _add_checksums(connection: sqlite3.Connection) -> None:
+    """Bring a database of release 0.1.0 up to date; places that it has saved go without a checksum until they move."""
+    columns = [row[1] for row in connection.execute("PRAGMA table_info(cursor)")]
+    if "checksum" in columns:
+        return
+    try:
+        connection.execute("ALTER TABLE cursor ADD COLUMN checksum INTEGER")
+    except sqlite3.OperationalError as error:
+        if "duplicate" not in str(error):  # another process was quicker
+            raise
 
 
 def _failed(path: Path, doing: str, error: Exception) -> JournalError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import sqlite3
 import stat
@@ -131,6 +132,108 @@ def test_damage_inside_the_database_is_found_when_it_is_opened(tmp_path: Path) -
         CursorStore.open(path)
 
 
+@pytest.mark.fault("F18")
+def test_a_bit_flipped_anywhere_in_the_database_is_an_error_or_changes_no_place(tmp_path: Path) -> None:
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    path = tmp_path / "c.db"
+    saved = {}
+    with CursorStore.open(path) as store:
+        for number in range(40):
+            saved[f"name-{number}"] = {
+                "koji.build01": Position(OLD, 1000 + number),
+                "bodhi.web01": Position(NEW, number),
+            }
+            store.save(f"name-{number}", saved[f"name-{number}"])
+    sound = path.read_bytes()
+    refused = 0
+    for turn in range(150):
+        damaged = bytearray(sound)
+        damaged[chance.randrange(len(sound))] ^= 1 << chance.randrange(8)
+        copy = tmp_path / f"{turn}.db"
+        copy.write_bytes(damaged)
+        try:
+            with CursorStore.open(copy) as store:
+                assert {name: store.load(name) for name in store.list()} == saved
+        except JournalError as error:
+            refused += 1
+            assert str(copy) in str(error)
+        for left in tmp_path.glob(f"{turn}.db*"):
+            left.unlink()
+    assert refused > 10
+
+
+@pytest.mark.fault("F18")
+def test_a_damaged_write_ahead_log_costs_its_last_places_at_most_and_the_store_works_on(tmp_path: Path) -> None:
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    with CursorStore.open(tmp_path / "c.db") as store:
+        for sequence in range(1, 40):
+            store.save("report", {"a.b": Position(OLD, sequence), "c.d": Position(OLD, sequence)})
+        base, sound = (tmp_path / "c.db").read_bytes(), (tmp_path / "c.db-wal").read_bytes()
+    older = 0
+    for turn in range(60):
+        log = bytearray(sound)
+        if turn % 3:
+            log[chance.randrange(len(log))] ^= 1 << chance.randrange(8)
+        else:
+            del log[chance.randrange(len(log)) :]
+        (tmp_path / f"{turn}.db").write_bytes(base)
+        (tmp_path / f"{turn}.db-wal").write_bytes(log)
+        with CursorStore.open(tmp_path / f"{turn}.db") as store:
+            places = store.load("report")
+            assert len(places) in (0, 2)
+            if places:
+                assert places["a.b"] == places["c.d"], "all or none of what one save has written"
+                assert 1 <= places["a.b"].sequence <= 39
+                older += places["a.b"].sequence < 39
+            store.save("report", {"a.b": Position(OLD, 40), "c.d": Position(OLD, 40)})
+            assert store.load("report")["a.b"].sequence == 40
+    assert older > 10
+
+
+@pytest.mark.fault("F18")
+def test_a_store_that_another_process_keeps_busy_for_a_while_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "c.db"
+    with CursorStore.open(path) as store:
+        other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        other.execute("BEGIN IMMEDIATE")
+        begun = threading.Event()
+
+        def let_go() -> None:
+            begun.wait(10.0)
+            other.execute("ROLLBACK")
+
+        thread = threading.Thread(target=let_go)
+        thread.start()
+        threading.Timer(0.3, begun.set).start()
+        store.save("report", {"a.b": Position(OLD, 1)})
+        thread.join(10.0)
+        other.close()
+        assert store.load("report") == {"a.b": Position(OLD, 1)}
+
+
+def test_a_database_of_the_first_release_is_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / "c.db"
+    old = sqlite3.connect(path)
+    old.executescript(
+        "CREATE TABLE cursor (name TEXT NOT NULL, endpoint TEXT NOT NULL, epoch TEXT NOT NULL, "
+        "sequence INTEGER NOT NULL, PRIMARY KEY (name, endpoint)) WITHOUT ROWID;"
+        "CREATE TABLE holder (name TEXT PRIMARY KEY, token INTEGER NOT NULL) WITHOUT ROWID;"
+        f"INSERT INTO cursor VALUES ('report', 'a.b', '{OLD}', 7);"
+    )
+    old.close()
+    with CursorStore.open(path) as store:
+        assert store.load("report") == {"a.b": Position(OLD, 7)}
+        store.save("report", {"a.b": Position(OLD, 8)})
+        assert store.load("report") == {"a.b": Position(OLD, 8)}
+    with CursorStore.open(path) as store:
+        assert store.load("report") == {"a.b": Position(OLD, 8)}
+
+
+@pytest.mark.fault("F18")
 def test_a_locked_database_is_an_error_in_time_and_works_again_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
