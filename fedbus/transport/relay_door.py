@@ -181,7 +181,7 @@ def prepare_folder(folder: Path, options: RelayOptions, group: int) -> None:
     if options.mode & 0o020:
         mode |= 0o3070
     if options.mode & 0o002:
-        mode |= 0o3003
+        mode |= 0o3007
     folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.geteuid():
