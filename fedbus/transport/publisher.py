@@ -207,6 +207,7 @@ class Publisher:
             sessions=options.replay_sessions,
             beat=self._sign_beat,
             clock=clock,
+            recheck=journal.recheck,
         )
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         # daemon: a program that forgets to close ends all the same; the exit handler below flushes first

@@ -19,6 +19,10 @@ from fedbus.wire import replay
 log = logging.getLogger(__name__)
 
 _REQUESTS_A_TURN = 64
+_SUSPECT = 3  # requests for one and the same place, which were answered, make its bytes suspicious
+_SUSPECT_SECONDS = 60.0
+_RECHECK_SECONDS = 10.0  # between two new looks at checksums, at least
+_PLACES = 1000  # remembered
 _IDLE_SECONDS = 30.0  # a reader that takes nothing for so long has to ask again
 
 
@@ -57,7 +61,9 @@ class ReplayServer:
         sessions: int,
         beat: Callable[[], bytes],
         clock: Clock,
+        recheck: Callable[[], None] | None = None,
     ) -> None:
+        """Serve *journal*; *recheck* has it look at checksums again that it has found right before."""
         self.stats = ReplayStats()
         self._socket = socket
         self._journal = journal
@@ -67,6 +73,9 @@ class ReplayServer:
         self._clock = clock
         self._sessions: deque[_Session] = deque()
         self._stuck = False
+        self._recheck = recheck
+        self._rechecked_at = float("-inf")
+        self._asked: dict[int, tuple[int, float]] = {}  # place -> how often it was asked for, and since when
 
     @property
     def busy(self) -> bool:
@@ -116,6 +125,8 @@ class ReplayServer:
         else:
             after = min(request.after or 0, journal.head)
         after = max(after, journal.start - 1)
+        if request.epoch == journal.epoch and after < journal.head:
+            self._suspect(after)
         start = replay.Start(journal.epoch, after)
         if ARMED:
             hit("replay.request")
@@ -127,6 +138,24 @@ class ReplayServer:
             [identity, replay.answer_header(replay.Kind.START, request.id), replay.encode_fact(start)],
         ]
         self._sessions.append(session)
+
+    def _suspect(self, after: int) -> None:
+        """Somebody asks for what comes after *after*, perhaps again: what was sent may have been damaged on our disk.
+
+        What this process wrote itself is served unchecked, and a reader cannot say that its checksums do not agree; it
+        can only ask again.
+        """
+        now = self._clock.monotonic()
+        count, since = self._asked.get(after, (0, now))
+        count, since = (1, now) if now - since > _SUSPECT_SECONDS else (count + 1, since)
+        if count >= _SUSPECT and self._recheck is not None and now - self._rechecked_at >= _RECHECK_SECONDS:
+            self._rechecked_at = now
+            self._asked.clear()
+            self._recheck()
+            return
+        if len(self._asked) >= _PLACES:
+            self._asked.clear()
+        self._asked[after] = (count, since)
 
     def serve(self) -> None:
         """Give every reader its next piece, as far as it has room."""
