@@ -6,6 +6,7 @@ seconds some stats, and when a file has changed the reading of the files: 60 ms 
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -29,19 +30,10 @@ _SETTLE_SECONDS = 0.25  # without another change: an editor that writes in parts
 _UNSETTLED_SECONDS = 5.0  # a folder that never comes to rest is read all the same
 _FORCED_SECONDS = 0.25  # between two readings that are asked for; a storm of SIGHUP is one wish
 _RETRY_SECONDS = 30.0  # after which refused files are read again: what was wrong may not have been in them
-_RESTART = (
-    "naming",
-    "environment",
-    "state",
-    "keys",
-    "publisher",
-    "subscriber",
-    "limits",
-    "links",
-    "metrics",
-    "hub",
-    "consumers",
-    "log",
+# what can be in force at once; `values` and the like only say where things are written
+_AT_ONCE = frozenset({"endpoints", "journals", "journal", "discovery", "keyring", "values", "origins", "variables"})
+_RESTART = tuple(
+    field.name for field in dataclasses.fields(Settings) if field.name not in _AT_ONCE | {"policy", "directory"}
 )
 
 
@@ -165,7 +157,10 @@ class Discovery:
                 self._look_at_files(now)
             dns = self.dns
             if dns is not None and dns.version != self._dns_version:
-                self._take("DNS", self._files)
+                try:
+                    self._take("DNS", self._files)
+                except (FedbusError, OSError):
+                    log.exception("what the DNS lists cannot be taken up")
         finally:
             self._lock.release()
 
@@ -380,10 +375,7 @@ class HubWatch:
 
 def _in_force(base: Settings, after: Settings) -> tuple[Settings, tuple[str, ...]]:
     """Return *base* with what of *after* can be in force at once, and which sections besides endpoints that is."""
-    changes: dict[str, Any] = {
-        name: getattr(after, name)
-        for name in ("endpoints", "journals", "journal", "discovery", "keyring", "values", "origins", "variables")
-    }
+    changes: dict[str, Any] = {name: getattr(after, name) for name in _AT_ONCE}
     # rules are written for a prefix and an environment
     if not differs(base.naming, after.naming):
         changes["policy"] = after.policy

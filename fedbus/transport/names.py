@@ -123,7 +123,7 @@ class Names:
         found: list[str] = []
         try:
             found = self._ask(host)[:_ADDRESSES]
-        except (OSError, UnicodeError) as problem:
+        except (OSError, ValueError) as problem:
             error = getattr(problem, "strerror", None) or str(problem)
         now = self._clock.monotonic()
         with self._lock:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -432,6 +434,50 @@ def test_what_is_no_answer_to_our_question_is_a_failure_within_the_deadline(lies
     with pytest.raises((ConnectError, NoList)) as caught:
         asyncio.run(look_up(options))
     assert str(caught.value).isprintable() or "\n" in str(caught.value)
+
+
+def test_an_answer_over_tcp_that_never_ends_is_given_up_at_the_deadline(lies):
+    liar = lies(lambda query, data: [answer(query, flags=dns.flags.TC)])
+    server = socket.create_server(("127.0.0.1", liar.port))
+    server.settimeout(0.1)
+    over = threading.Event()
+
+    def drip() -> None:
+        peers: list[socket.socket] = []
+        while not over.wait(0.05):
+            try:
+                peers.append(server.accept()[0])
+                peers[-1].sendall(b"\xff\xff")
+            except TimeoutError:
+                pass
+            for peer in peers:
+                with contextlib.suppress(OSError):
+                    peer.sendall(b"\0")
+        for peer in (*peers, server):
+            peer.close()
+
+    thread = threading.Thread(target=drip)
+    thread.start()
+    try:
+        options = DnsOptions(domain=DOMAIN, servers=(f"127.0.0.1:{liar.port}",), timeout=1.0)
+        with pytest.raises(ConnectError):
+            asyncio.run(look_up(options))
+    finally:
+        over.set()
+        thread.join(5)
+
+
+def test_a_program_that_ends_while_it_is_asking_ends_quietly(host, lies, spawn, tmp_path):
+    liar = lies(lambda query, data: [])
+    config = (host.readers / "10-bus.yaml").read_text()
+    text = re.sub(r"servers: \[.*?\]", f"servers: ['127.0.0.1:{liar.port}']", config)
+    (host.readers / "10-bus.yaml").write_text(text)
+    script = tmp_path / "ends.py"
+    script.write_text("import fedbus\nbus = fedbus.Bus.open()\nreader = bus.asubscribe()\nprint('over')\n")
+    program = spawn(script, config=host.readers, command=(sys.executable,))
+    assert program.wait() == 0
+    assert program.out == "over\n"
+    assert "Traceback" not in program.err
 
 
 def test_a_liar_changes_nothing_of_what_is_known(host, nsd, lies):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fedbus.config.discovery_dns import REASONS, Instance, listing
-from fedbus.config.options import DnsOptions, parse_server
+from fedbus.config.options import DiscoveryOptions, DnsOptions, parse_server
+from fedbus.config.settings import Settings, schema
 from fedbus.errors import ConfigError
 from fedbus.transport.endpoint import Address, check_name
 from fedbus.trust.curve import make
@@ -142,6 +146,65 @@ def test_what_is_no_address_is_no_server(text):
 def test_times_that_make_no_sense_are_refused(wrong):
     with pytest.raises(ValueError):
         DnsOptions(domain=DOMAIN, **wrong)
+
+
+def test_every_option_can_be_set_and_nothing_else():
+    discovery = schema()["properties"]["discovery"]["properties"]
+    assert set(discovery) == {field.name for field in dataclasses.fields(DiscoveryOptions)}
+    assert set(discovery["dns"]["properties"]) == {field.name for field in dataclasses.fields(DnsOptions)}
+
+
+def load(folder: Path, text: str) -> Settings:
+    """Return the settings of a folder with one file more."""
+    (folder / "50-more.yaml").write_text(text)
+    (folder / "50-more.yaml").chmod(0o600)
+    return Settings.load(folder, {})
+
+
+def test_the_section_is_read_with_its_units(bus_folder):
+    settings = load(
+        bus_folder,
+        "discovery:\n  look_interval: 500ms\n  dns: {domain: _fedbus._tcp.example.org, servers: ['192.0.2.53:5353'], "
+        "timeout: 2s, min_interval: 1m, max_interval: 1h, endpoints: 5}\n",
+    )
+    assert settings.discovery == DiscoveryOptions(
+        look_interval=0.5,
+        dns=DnsOptions(
+            domain=DOMAIN,
+            servers=("192.0.2.53:5353",),
+            timeout=2.0,
+            min_interval=60.0,
+            max_interval=3600.0,
+            endpoints=5,
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("discovery: {dns: {}}", "lacks the key 'domain'"),
+        ("discovery: {dns: {domain: '*.example.org'}}", "discovery.dns.domain must be a domain"),
+        ("discovery: {dns: {domain: example}}", "discovery.dns.domain must be a domain"),
+        ("discovery: {dns: {domain: a.b, servers: [ns1.example.org]}}", "is no DNS server"),
+        ("discovery: {dns: {domain: a.b, min_interval: 1h}}", "at most max_interval"),
+        ("discovery: {dns: {domain: a.b, domains: c.d}}", "unknown key 'discovery.dns.domains'; did you mean"),
+        ("discovery: {dns: [a.b]}", "discovery.dns must be a mapping"),
+    ],
+)
+def test_a_section_that_cannot_be_used_is_refused_with_its_line(bus_folder, text, says):
+    with pytest.raises(ConfigError) as caught:
+        load(bus_folder, text)
+    assert any("50-more.yaml:1" in one and says in one for one in caught.value.problems), caught.value.problems
+
+
+def test_with_the_dns_no_endpoint_need_stand_in_a_file_and_without_it_one_must(bus_folder):
+    (bus_folder / "20-endpoints.yaml").unlink()
+    assert load(bus_folder, "discovery: {dns: {domain: _fedbus._tcp.example.org}}").endpoints == {}
+    with pytest.raises(ConfigError, match=r"neither endpoints nor discovery\.dns"):
+        load(bus_folder, "discovery: {look_interval: 1s}")
+    with pytest.raises(ConfigError, match="lacks the key 'endpoints'"):
+        load(bus_folder, "log: {level: info}")
 
 
 def test_without_the_library_the_error_names_the_extra(monkeypatch):
