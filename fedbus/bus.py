@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -77,6 +78,7 @@ class Bus:
         self._relayed: list[RelayPublisher] = []
         self._subscribers: list[Subscriber] = []
         self._gate: Gate | None = None
+        self._opening = threading.Lock()
 
     @classmethod
     def open(cls, config: str | Path | Settings | None = None) -> Bus:
@@ -348,9 +350,10 @@ class Bus:
         return LinkStats() if self._gate is None else self._gate.stats
 
     def _open_gate(self) -> Gate:
-        if self._gate is None:
-            self._gate = Gate(self._context, self.settings.links, clock=self._clock)
-        return self._gate
+        with self._opening:
+            if self._gate is None:
+                self._gate = Gate(self._context, self.settings.links, clock=self._clock)
+            return self._gate
 
     def serve_metrics(self, address: str | None = None) -> StatusServer:
         """Serve /live and /metrics of all publishers and subscribers of this bus on *address*, ``HOST:PORT``.

@@ -180,6 +180,16 @@ class Gate:
     # --- in the gate's thread ----------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        try:
+            self._loop()
+        except zmq.ContextTerminated:
+            pass  # somebody has ended the context under us; it waits for these sockets
+        finally:
+            for guarded in (*self._guarded.values(), *self._new):
+                self._forget(guarded)
+            self._zap.close(0)
+
+    def _loop(self) -> None:
         poller = zmq.Poller()
         poller.register(self._wake, select.POLLIN)
         poller.register(self._zap, zmq.POLLIN)
@@ -199,12 +209,10 @@ class Gate:
                 if now >= look_at:
                     look_at = now + _LOOK_SECONDS
                     self._look(now)
+            except zmq.ContextTerminated:
+                raise
             except Exception:  # nobody could connect any more without this thread
                 log.exception("the gate has failed over one connection and goes on")
-        self._take_new(poller)
-        for guarded in self._guarded.values():
-            self._forget(guarded)
-        self._zap.close(0)
 
     def _take_new(self, poller: zmq.Poller) -> None:
         try:

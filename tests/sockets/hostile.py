@@ -15,6 +15,11 @@ GREETING = b"\xff" + b"\0" * 8 + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + b"
 def dial(address: str, source: str = FOE, timeout: float = 10.0) -> socket.socket:
     """Return a TCP connection to *address* over which nothing was said yet."""
     parsed = Address.parse(address)
+    if parsed.scheme == "ipc":
+        connection = socket.socket(socket.AF_UNIX)
+        connection.settimeout(timeout)
+        connection.connect(parsed.path)
+        return connection
     return socket.create_connection((parsed.host, parsed.port), timeout, source_address=(source, 0))
 
 

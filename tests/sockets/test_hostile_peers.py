@@ -101,6 +101,24 @@ def test_a_peer_within_its_limits_is_left_alone(guarded: Callable[..., Bus]) -> 
         assert not bus.links.bans
 
 
+@pytest.mark.badinput("B4")
+def test_a_local_process_that_floods_is_dropped_and_nobody_is_banned(bus_folder: Path, opened: ExitStack) -> None:
+    settings = quick(bus_folder)
+    here = replace(
+        settings.endpoint(KOJI), publish=f"ipc://{bus_folder}/state/pub", replay=f"ipc://{bus_folder}/state/replay"
+    )
+    bus = opened.enter_context(Bus(replace(settings, endpoints={KOJI: here})))
+    with bus.publisher(KOJI) as koji, bus.subscribe(since="now") as subscriber:
+        join(subscriber, KOJI)
+        with closing(shake(here.publish)) as peer, contextlib.suppress(OSError):
+            peer.sendall(b"".join(subscription(b"%020d" % number) for number in range(2000)))
+            assert ends(peer)
+        wait_until(lambda: bus.links.refused[LinkFault.SUBSCRIPTIONS] == 1, PATIENCE)
+        shake(here.publish).close()
+        assert not bus.links.bans
+        works(koji, subscriber, 0)
+
+
 @pytest.mark.badinput("B5")
 def test_a_peer_that_freezes_is_dropped_and_not_banned(guarded: Callable[..., Bus]) -> None:
     bus = guarded()
