@@ -160,7 +160,7 @@ class Fetcher:
         """Give a request up that is overdue; return whether there is more to do right away."""
         if not link.answered and now - link.asked_at > _LOCAL_SECONDS and self._read_home(link, now):
             return link.reader.wants_fetch
-        if link.connected and link.ended is not None and link.ended.getsockopt(zmq.EVENTS):
+        if link.connected and link.ended is not None and int(link.ended.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             # libzmq connects again by itself, but what was asked over the old connection is forgotten on the other side
             self._failed(link, now)
         elif link.overdue(now):

@@ -279,7 +279,10 @@ class StreamReader:
             Refused: It does not verify.
         """
         facts = beat.facts
-        news = facts.epoch != self.epoch or facts.head > self.accounted
+        # A journal that has become shorter was put back from an older copy. A beat from before a journal was read up to
+        # here says the same, so it is the journal that is asked.
+        shorter = facts.head < self.accounted and (self.beat is None or facts.sent_at_ms > self.beat.facts.sent_at_ms)
+        news = facts.epoch != self.epoch or facts.head > self.accounted or shorter
         if not news and now - self._verified_beat_at < _BEAT_VERIFIED_EVERY:
             self.heard_at = self.beat_at = now
             return
@@ -288,7 +291,10 @@ class StreamReader:
         self.stats.skew = facts.sent_at_ms / 1000 - wall
         if self.mode is not Mode.LIVE or self.quarantined:
             return
-        self._judge_beat(beat)
+        if shorter and facts.epoch == self.epoch:
+            self.read_again()
+        else:
+            self._judge_beat(beat)
         if self.mode is not Mode.LIVE:
             self.behind_since = now
 
