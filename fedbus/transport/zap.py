@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 _NOBLOCK = int(zmq.NOBLOCK)
 _EVENT = struct.Struct("=hi")  # of a monitor's first frame: zmq_socket_monitor(3)
+_CREDENTIALS = struct.Struct("iII")  # struct ucred of unix(7)
 _ACCEPTED = int(zmq.EVENT_ACCEPTED)
 _DISCONNECTED = int(zmq.EVENT_DISCONNECTED)
 _STOPPED = int(zmq.EVENT_MONITOR_STOPPED)
@@ -91,7 +92,7 @@ class LinkStats:
 class _Connection:
     """One accepted connection; ``handle`` is a descriptor of our own for it while it is on probation."""
 
-    address: str  # of the peer, without its port; empty for an ipc socket
+    address: str  # of the peer, without its port; of an ipc socket, its process
     names: tuple[Any, Any]  # what getsockname() and getpeername() say: a descriptor's number alone may be reused
     since: float
     handle: bsd.socket | None
@@ -158,7 +159,7 @@ class Gate:
         bound = [endpoint.publish] if endpoint.also is None else [endpoint.publish, endpoint.also.publish]
         with _opened(int(frame.get(zmq.SRCFD))) as connection:
             # the number may be another descriptor's by now
-            if connection is not None and _host(connection.peer) == address and any(map(connection.is_at, bound)):
+            if connection is not None and connection.address == address and any(map(connection.is_at, bound)):
                 connection.shut()
 
     def banned(self, address: str) -> bool:
@@ -262,7 +263,7 @@ class Gate:
         return None, ""
 
     def _refused(self, endpoint: str, address: str, fault: LinkFault, text: str) -> None:
-        source = f"{address or 'a local process'} at endpoint {endpoint}"
+        source = f"{address} at endpoint {endpoint}"
         with self._mutex:  # publishers' threads come here too
             self.stats.refused[fault] += 1
             # monitoring that only connects is no reason for alarm
@@ -313,7 +314,7 @@ class Gate:
             opened.close()
             return
         connection = _Connection(
-            _host(opened.peer), (opened.own, opened.peer), self._clock.monotonic(), handle=opened.socket
+            opened.address, (opened.own, opened.peer), self._clock.monotonic(), handle=opened.socket
         )
         old = guarded.connections.get(descriptor)
         if old is not None:
@@ -606,6 +607,18 @@ class _opened:
         except OSError:  # it has ended
             self.close()
 
+    @property
+    def address(self) -> str:
+        """Where the peer is, as libzmq says it: an IP address, or of an ipc socket the peer's process."""
+        if isinstance(self.peer, tuple):
+            return str(self.peer[0])
+        if self.socket is None:
+            return ""
+        process, user, group = _CREDENTIALS.unpack(
+            self.socket.getsockopt(bsd.SOL_SOCKET, bsd.SO_PEERCRED, _CREDENTIALS.size)
+        )
+        return f"localhost:{user}:{group}:{process}"
+
     def is_at(self, bound: str) -> bool:
         """Whether it is a connection to the address *bound*, and not some other socket of this process."""
         try:
@@ -661,10 +674,6 @@ def _is_same(descriptor: int, handle: bsd.socket) -> bool:
         return os.fstat(descriptor).st_ino == os.fstat(handle.fileno()).st_ino
     except OSError:
         return False
-
-
-def _host(peer: Any) -> str:
-    return str(peer[0]) if isinstance(peer, tuple) else ""
 
 
 def _property(frame: zmq.Frame, name: str) -> str:

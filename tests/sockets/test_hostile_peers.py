@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 import socket
 import struct
@@ -102,7 +103,9 @@ def test_a_peer_within_its_limits_is_left_alone(guarded: Callable[..., Bus]) -> 
 
 
 @pytest.mark.badinput("B4")
-def test_a_local_process_that_floods_is_dropped_and_nobody_is_banned(bus_folder: Path, opened: ExitStack) -> None:
+def test_a_local_process_that_floods_is_banned_as_that_process(
+    bus_folder: Path, opened: ExitStack, caplog: pytest.LogCaptureFixture
+) -> None:
     settings = quick(bus_folder)
     here = replace(
         settings.endpoint(KOJI), publish=f"ipc://{bus_folder}/state/pub", replay=f"ipc://{bus_folder}/state/replay"
@@ -113,9 +116,8 @@ def test_a_local_process_that_floods_is_dropped_and_nobody_is_banned(bus_folder:
         with closing(shake(here.publish)) as peer, contextlib.suppress(OSError):
             peer.sendall(b"".join(subscription(b"%020d" % number) for number in range(2000)))
             assert ends(peer)
-        wait_until(lambda: bus.links.refused[LinkFault.SUBSCRIPTIONS] == 1, PATIENCE)
-        shake(here.publish).close()
-        assert not bus.links.bans
+        wait_until(lambda: bus.links.bans == {LinkFault.SUBSCRIPTIONS: 1}, PATIENCE)
+        assert f":{os.getpid()} is banned" in caplog.text
         works(koji, subscriber, 0)
 
 
