@@ -15,7 +15,7 @@ import click
 import fedbus
 from fedbus import errors
 from fedbus.cli.common import examples, notice, set_up_logs, share_options, shared_options
-from fedbus.cli.signals import guard_standard_streams, silence_stdout
+from fedbus.cli.signals import Finished, guard_standard_streams, silence_stdout
 
 # name -> module, attribute, line for --help (so that listing them imports none)
 COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -158,7 +158,7 @@ def run(command: click.Command, name: str, arguments: Sequence[str]) -> int:
             result = command.invoke(context)
             if sys.stdout is not None:
                 sys.stdout.flush()
-        return result if type(result) is int else OK
+        return result if isinstance(result, int) and not isinstance(result, bool) else OK
     except click.exceptions.Exit as ended:
         return ended.exit_code
     except click.ClickException as error:
@@ -196,6 +196,8 @@ def _exit(code: int) -> NoReturn:
                 null = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(null, stream.fileno())
                 os.close(null)
+    if isinstance(code, Finished):
+        os._exit(code)
     sys.exit(code)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fedbus.cli.common import complete_endpoint, complete_topic, examples, load_settings, notice, verbosity
-from fedbus.cli.signals import Stop, silence_stdout
+from fedbus.cli.signals import Finished, Stop, silence_stdout
 
 if TYPE_CHECKING:
     from fedbus.errors import MessageError, WireError
@@ -195,7 +195,7 @@ class _Command:
             if self._lines:
                 with Stop() as stop, publisher:
                     self._publish_lines(publisher, stop)
-                return stop.code or (1 if self._failed else 0)
+                return Finished(stop.code or (1 if self._failed else 0))
             with publisher:
                 short = self._checked_topic()
                 data = self._one_body()
@@ -204,7 +204,7 @@ class _Command:
                 except MessageError as error:
                     raise self._bad_body(error) from error
                 self._print([receipt])
-            return 0
+            return Finished(0)
         finally:
             if publisher.stats.spooled and not self._silent:
                 notice(f"fedbus: spooled, and published once a relay runs: {publisher.problem}")
