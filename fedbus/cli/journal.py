@@ -440,14 +440,14 @@ def export(
     Exit code 4 when something does not verify, 1 when something cannot be read; both are left out.
     """
     from fedbus.cli.render import record
-    from fedbus.journal.archive import line_of
+    from fedbus.journal.archive import lines_of
 
     settings = load_settings(context)
     with _opened(settings, endpoint) as reader, _output(output) as file:
         reading = _Reading(settings, reader, topics, first, last)
         count = 0
-        for kept in reading.messages():
-            file.write(to_json(line_of(kept, record)).encode() + b"\n")
+        for line in lines_of(reading.messages(), record):
+            file.write(to_json(line).encode() + b"\n")
             count += 1
     if output is not None:
         notice(f"{counted(count, 'message')} of {endpoint} written to {output}")

@@ -42,15 +42,23 @@ Describe = Callable[[Message], dict[str, Any]]
 MEMBERS = ("envelope", "sealed", "kept")
 
 
-def line_of(kept: Kept, describe: Describe) -> dict[str, Any]:
-    """The object of one line."""
-    message, parcel = kept.message, kept.parcel
-    return {
-        **describe(message),
-        "envelope": message.envelope.decode("utf-8"),
-        "sealed": base64.b64encode(parcel.single(message.index)).decode("ascii"),
-        "kept": {"start": parcel.start, "count": len(parcel.envelopes), "written_at_ms": kept.taken_at_ms},
-    }
+def lines_of(kept: Iterable[Kept], describe: Describe) -> Iterator[dict[str, Any]]:
+    """Yield the object of a line for each message."""
+    sealed: dict[int, list[bytes]] = {}  # of the parcels of a batch, by their first leaf
+    batch: tuple[str, int] = ("", 0)
+    for one in kept:
+        message, parcel = one.message, one.parcel
+        if batch != (parcel.epoch, parcel.first):
+            sealed.clear()
+            batch = (parcel.epoch, parcel.first)
+        if parcel.start not in sealed:
+            sealed[parcel.start] = parcel.singles()
+        yield {
+            **describe(message),
+            "envelope": message.envelope.decode("utf-8"),
+            "sealed": base64.b64encode(sealed[parcel.start][message.index]).decode("ascii"),
+            "kept": {"start": parcel.start, "count": len(parcel.envelopes), "written_at_ms": one.taken_at_ms},
+        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,3 +111,35 @@ def extract_path(leaves: list[bytes], start: int, size: int, path: Sequence[byte
         place >>= 1
         width = (width + 1) >> 1
     return single
+
+
+def extract_paths(leaves: list[bytes], start: int, size: int, path: Sequence[bytes]) -> list[list[bytes]]:
+    """Return the path of every leaf of a range, each as :func:`extract_path` does, for little more than one of them."""
+    rows: list[tuple[int, list[bytes]]] = []  # of each level the place of its first node, and the nodes that are known
+    used = 0
+    nodes, low, width = leaves, start, size
+    while width > 1:
+        if low & 1:
+            nodes = [path[used], *nodes]
+            used += 1
+            low -= 1
+        high = low + len(nodes)
+        if high & 1 and high < width:
+            nodes = [*nodes, path[used]]
+            used += 1
+        rows.append((low, nodes))
+        nodes = _parents(nodes)
+        low >>= 1
+        width = (width + 1) >> 1
+    found: list[list[bytes]] = []
+    for wanted in range(start, start + len(leaves)):
+        single: list[bytes] = []
+        place, width = wanted, size
+        for low, nodes in rows:
+            sibling = place ^ 1
+            if sibling < width:
+                single.append(nodes[sibling - low])
+            place >>= 1
+            width = (width + 1) >> 1
+        found.append(single)
+    return found

@@ -84,6 +84,16 @@ class Parcel:
             self.endpoint.encode("ascii"), _epoch_bytes(self.epoch), self.first, self.size, root, self.certificate
         )
 
+    def singles(self) -> list[bytes]:
+        """Return what :meth:`single` does for every message, in their order, at a fraction of the cost."""
+        paths = merkle.extract_paths(self.leaves(), self.start, self.size, self.path)
+        topic, endpoint = self.topic.encode("ascii"), self.endpoint.encode("ascii")
+        batch_head = head(endpoint, _epoch_bytes(self.epoch), self.first, self.size)
+        return [
+            encode(topic, batch_head, place, self.signature, self.certificate, self.chain, path, [envelope])
+            for place, (path, envelope) in enumerate(zip(paths, self.envelopes, strict=True), self.start)
+        ]
+
     def single(self, index: int) -> bytes:
         """Return a parcel that holds only message *index* of this one and verifies alone."""
         place = self.start + index

@@ -76,6 +76,8 @@ def test_every_range_climbs_to_the_root_and_every_leaf_of_it_alone(found: tuple[
     for wanted in range(start, start + count):
         single = merkle.extract_path(part, start, size, path, wanted)
         assert single == inclusion(wanted, leaves)
+    all_paths = merkle.extract_paths(part, start, size, path)
+    assert all_paths == [inclusion(wanted, leaves) for wanted in range(start, start + count)]
 
 
 @given(ranges(40), st.data())

@@ -79,6 +79,7 @@ def test_what_was_sealed_comes_back_and_every_message_of_it_has_one_statement(
             assert alone.start == start + index
             assert alone.chain == one.chain
             statements.add(alone.statement())
+        assert one.singles() == [one.single(index) for index in range(count)]
         start += count
     assert start == size
     assert len(statements) == 1
