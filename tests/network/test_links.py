@@ -38,9 +38,9 @@ FINE = "fine.host01"
 class Faults:
     """Endpoints named after the faults that they are to meet, each behind a proxy, and one that meets none."""
 
-    def __init__(self, folder: Path, kinds: Sequence[str], **parts: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, kinds: Sequence[str], encrypted: bool, **parts: dict[str, Any]) -> None:
         self.names = {kind: f"{kind}.host01" for kind in kinds}
-        create(folder / "bus", [*self.names.values(), FINE])
+        create(folder / "bus", [*self.names.values(), FINE], encrypted=encrypted)
         self.settings = quick(folder / "bus", **{"subscriber": {"silence": SILENCE}, **parts})
         self.stack = ExitStack()
         self.bus = self.stack.enter_context(Bus(self.settings))
@@ -93,8 +93,8 @@ class Faults:
 def faults(tmp_path: Path) -> Iterator[Callable[..., Faults]]:
     opened: list[Faults] = []
 
-    def start(*kinds: str, **parts: dict[str, Any]) -> Faults:
-        opened.append(Faults(tmp_path, kinds, **parts))
+    def start(*kinds: str, encrypted: bool = False, **parts: dict[str, Any]) -> Faults:
+        opened.append(Faults(tmp_path, kinds, encrypted, **parts))
         return opened[-1]
 
     yield start
@@ -170,7 +170,8 @@ def test_feeds_that_die_are_noticed_and_opened_anew_and_others_go_on(
     assert said_of(caplog, "", FINE) == []
 
 
-INTRUDERS = ("other-service", "other-socket", "wants-curve")
+# the last one speaks CURVE where the readers do not, and does not where they do
+INTRUDERS = {False: ("other-service", "other-socket", "wants-curve"), True: ("other-service", "is-plain")}
 
 
 def take_port(kind: str, address: str) -> Callable[[], None]:
@@ -237,17 +238,19 @@ def listening(port: int) -> socket.socket | None:
 
 @pytest.mark.fault("F10")
 @pytest.mark.fault("F23")
+@pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "encrypted"])
 def test_ports_that_another_service_had_for_a_while_are_heard_again(
-    faults: Callable[..., Faults], losses: list[Loss]
+    faults: Callable[..., Faults], losses: list[Loss], encrypted: bool
 ) -> None:
     """The proxies are only there to count who comes; both sockets of each endpoint change hands."""
-    world = faults(*INTRUDERS)
+    world = faults(*INTRUDERS[encrypted], encrypted=encrypted)
     world.start()
+    count = len(INTRUDERS[encrypted]) + 1
     with world.far.subscribe(since="now", on_loss=losses.append) as subscriber:
         join(subscriber)
         readers, fine = readers_of(subscriber)
         world.say(1)
-        messages = take(subscriber, 4)
+        messages = take(subscriber, count)
         for name in readers:
             world.publishers.pop(name).close()
         ends = []
@@ -267,9 +270,9 @@ def test_ports_that_another_service_had_for_a_while_are_heard_again(
         for name in readers:
             world.publishers[name] = world.bus.publisher(name)
             world.publishers[name].publish(START, {"n": 2})
-        messages += take(subscriber, 4)
+        messages += take(subscriber, count)
         world.say(3)
-        messages += take(subscriber, 4)
+        messages += take(subscriber, count)
         take_until(subscriber, lambda: all(one.silent_since is None for one in readers.values()))
     assert by_endpoint(messages) == {name: [1, 2, 3] for name in [FINE, *readers]}
     assert (fine.stats.reconnects, fine.stats.gaps) == (0, 0)
