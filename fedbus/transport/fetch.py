@@ -130,24 +130,40 @@ class Fetcher:
             if not addresses:
                 self._start_nowhere(link, now)
                 return
-            address = addresses[link.failures % len(addresses)]
-            link.socket = sockets.fetch_socket(
-                self._context,
-                address,
-                frame_bytes=self._frame_bytes,
-                server=link.endpoint.curve,
-                pair=self._pair,
-            )
-            self._poller.register(link.socket, zmq.POLLIN)
-            link.ended = sockets.monitor(self._context, link.socket, zmq.EVENT_DISCONNECTED)
-            self.sockets[link.socket] = link
-            link.connected = False
+            try:
+                self._open(link, addresses[link.failures % len(addresses)])
+            except zmq.ZMQError as error:
+                # no descriptor or no memory is left: there may be some later, and the live feed goes on meanwhile
+                link.complained(
+                    "local", f"no connection to it can be opened here: {error}; see the limit of open files"
+                )
+                if not self._read_home(link, now):
+                    self._failed(link, now)
+                return
         budget = link.asked(self._request, now)
         request = link.reader.fetch(self._request, budget, now)
         try:
             link.socket.send(replay.encode_fetch(request), _NOBLOCK)
         except zmq.Again:
             self._failed(link, now)
+
+    def _open(self, link: Link, address: str) -> None:
+        socket = sockets.fetch_socket(
+            self._context,
+            address,
+            frame_bytes=self._frame_bytes,
+            server=link.endpoint.curve,
+            pair=self._pair,
+        )
+        try:
+            link.ended = sockets.monitor(self._context, socket, zmq.EVENT_DISCONNECTED)
+        except zmq.ZMQError:
+            socket.close(0)
+            raise
+        link.socket = socket
+        link.connected = False
+        self._poller.register(socket, zmq.POLLIN)
+        self.sockets[socket] = link
 
     def _start_nowhere(self, link: Link, now: float) -> None:
         """The host of the journal is not known, or the answer is still to come."""

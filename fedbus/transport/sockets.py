@@ -129,10 +129,14 @@ def monitor(context: zmq.Context[zmq.Socket[bytes]], socket: zmq.Socket[bytes], 
     """Return a PAIR that receives the *events* of *socket*: two frames each, u16 event and u32 value, and address."""
     address = f"inproc://fedbus-monitor-{next(_names)}"
     pair = context.socket(zmq.PAIR)
-    pair.linger = 0
-    pair.set(zmq.RCVHWM, _MONITOR_EVENTS)
-    socket.monitor(address, events)
-    pair.connect(address)
+    try:
+        pair.linger = 0
+        pair.set(zmq.RCVHWM, _MONITOR_EVENTS)
+        socket.monitor(address, events)
+        pair.connect(address)
+    except zmq.ZMQError:
+        pair.close(0)
+        raise
     return pair
 
 
@@ -262,12 +266,16 @@ def fetch_socket(
 ) -> zmq.Socket[bytes]:
     """Connect a DEALER to the replay side of an endpoint, as :func:`connect` does."""
     socket = context.socket(zmq.DEALER)
-    _common(socket, address, linger=0.0)
-    socket.set(zmq.HANDSHAKE_IVL, CONNECT_HANDSHAKE_MS)
-    socket.set(zmq.CONNECT_TIMEOUT, CONNECT_MS)
-    socket.set(zmq.RCVHWM, 64)
-    socket.set(zmq.MAXMSGSIZE, frame_bytes)
-    socket.set(zmq.RECONNECT_IVL, 100)
-    socket.set(zmq.RECONNECT_IVL_MAX, 2_000)
-    connect(socket, address, server=server, pair=pair)
+    try:
+        _common(socket, address, linger=0.0)
+        socket.set(zmq.HANDSHAKE_IVL, CONNECT_HANDSHAKE_MS)
+        socket.set(zmq.CONNECT_TIMEOUT, CONNECT_MS)
+        socket.set(zmq.RCVHWM, 64)
+        socket.set(zmq.MAXMSGSIZE, frame_bytes)
+        socket.set(zmq.RECONNECT_IVL, 100)
+        socket.set(zmq.RECONNECT_IVL_MAX, 2_000)
+        connect(socket, address, server=server, pair=pair)
+    except zmq.ZMQError:
+        socket.close(0)
+        raise
     return socket
