@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from fedbus.transport.asubscriber import AsyncSubscriber
     from fedbus.transport.batch import Pending
     from fedbus.transport.publisher import Publisher
-    from fedbus.transport.reader import Loss
     from fedbus.transport.relay_client import RelayPublisher
+    from fedbus.transport.state import Loss
     from fedbus.transport.subscriber import Subscriber
 
 __version__ = "0.1.0"
@@ -53,7 +53,7 @@ _HOMES = {
     "Drop": "fedbus.hub.consumer",
     "Halt": "fedbus.hub.consumer",
     "Hub": "fedbus.hub.hub",
-    "Loss": "fedbus.transport.reader",
+    "Loss": "fedbus.transport.state",
     "Message": "fedbus.model.message",
     "MessageKey": "fedbus.model.message",
     "Pending": "fedbus.transport.batch",

@@ -28,7 +28,7 @@ from fedbus.model.topic import TopicFilter
 from fedbus.transport.endpoint import Endpoint
 from fedbus.transport.names import Names
 from fedbus.transport.publisher import Publisher
-from fedbus.transport.reader import Loss, Since
+from fedbus.transport.state import Loss, Since
 from fedbus.transport.subscriber import Subscriber
 from fedbus.transport.zap import Gate, LinkStats
 from fedbus.trust import curve

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 from fedbus.model.message import Message
-from fedbus.transport.reader import Loss
+from fedbus.transport.state import Loss
 
 log = logging.getLogger(__name__)
 

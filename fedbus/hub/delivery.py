@@ -20,7 +20,8 @@ from fedbus.model.message import Message
 from fedbus.model.position import Cursor, Position
 from fedbus.model.topic import TopicFilter
 from fedbus.transport.endpoint import Endpoint
-from fedbus.transport.reader import Loss, Mode, Since, StreamReader
+from fedbus.transport.reader import StreamReader
+from fedbus.transport.state import Loss, Mode, Since
 from fedbus.transport.subscriber import Subscriber
 
 log = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ from fedbus.model.topic import TopicFilter
 from fedbus.monitor.discovery import DiscoveryFigures
 from fedbus.monitor.http import StatusServer
 from fedbus.transport.endpoint import Endpoint
-from fedbus.transport.reader import Since
+from fedbus.transport.state import Since
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from fedbus.model.topic import Naming, TopicFilter
 from fedbus.transport.endpoint import Endpoint
 from fedbus.transport.names import Names
 from fedbus.transport.options import SubscriberOptions
-from fedbus.transport.reader import Loss, Since
+from fedbus.transport.state import Loss, Since
 from fedbus.transport.subscriber import Subscriber
 from fedbus.trust.curve import CurvePair
 from fedbus.trust.verifier import Verifier

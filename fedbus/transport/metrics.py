@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from fedbus.errors import Reason
 from fedbus.monitor.text import Family, Sample, bounded_label
-from fedbus.transport.reader import Mode, StreamReader
+from fedbus.transport.reader import StreamReader
+from fedbus.transport.state import Mode
 
 if TYPE_CHECKING:
     from fedbus.transport.publisher import Publisher

@@ -32,8 +32,9 @@ from fedbus.transport.fetch import Fetcher
 from fedbus.transport.link import Link
 from fedbus.transport.names import Names
 from fedbus.transport.options import SubscriberOptions
-from fedbus.transport.reader import Loss, Mode, Ready, Since, StreamReader
+from fedbus.transport.reader import Ready, StreamReader
 from fedbus.transport.refusals import RefusalLog
+from fedbus.transport.state import Loss, Mode, Since
 from fedbus.transport.zap import Handshake, HandshakeWatch, explain
 from fedbus.trust.curve import CurvePair
 from fedbus.trust.verifier import Verifier

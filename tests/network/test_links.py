@@ -24,7 +24,8 @@ from fedbus.config.settings import Settings
 from fedbus.model.message import Message
 from fedbus.transport.endpoint import Address
 from fedbus.transport.publisher import Publisher
-from fedbus.transport.reader import Loss, StreamReader
+from fedbus.transport.reader import StreamReader
+from fedbus.transport.state import Loss
 from fedbus.transport.subscriber import Subscriber
 from tests.network.proxy import GARBAGE, Proxy
 from tests.sockets.buses import join, numbers, quick, take, take_until

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fedbus.transport.reader import Loss
+from fedbus.transport.state import Loss
 from tests.sockets.buses import Bus, numbers, quick, take
 from tests.support import need_program, wait_until
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from fedbus import Bus, Message
-from fedbus.transport.reader import Loss
+from fedbus.transport.state import Loss
 from fedbus.transport.subscriber import Subscriber
 from tests.support import wait_until
 

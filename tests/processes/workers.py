@@ -23,8 +23,8 @@ from typing import Any
 
 from fedbus import Bus, Message
 from fedbus.errors import DeadlineExceeded, FedbusError, JournalError, JournalWriteError, QueueFull
-from fedbus.transport.reader import Loss
 from fedbus.transport.relay_client import RelayPending
+from fedbus.transport.state import Loss
 
 LEDGER = int(os.environ.get("LEDGER_FD", "-1"))
 REST = Path(os.environ.get("SOAK_REST", "/nonexistent"))

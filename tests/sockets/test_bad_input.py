@@ -18,7 +18,7 @@ from buses import BODHI, KOJI, Bus, join, take
 from forger import START, Forger, fact, identity
 
 from fedbus.errors import Reason
-from fedbus.transport.reader import Loss
+from fedbus.transport.state import Loss
 from fedbus.transport.subscriber import Subscriber
 from fedbus.wire import parcel, replay
 from tests.support import wait_until

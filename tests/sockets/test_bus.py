@@ -31,7 +31,7 @@ from fedbus.errors import (
     Reason,
 )
 from fedbus.transport.publisher import Publisher, Receipt
-from fedbus.transport.reader import Loss
+from fedbus.transport.state import Loss
 from fedbus.transport.subscriber import Subscriber
 from tests.support import wait_until
 from tests.unit.transport.streams import ModelPublisher

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from buses import BODHI, KOJI, Bus, numbers, take, take_until
 
-from fedbus.transport.reader import Loss
+from fedbus.transport.state import Loss
 
 
 @pytest.mark.badinput("B29")

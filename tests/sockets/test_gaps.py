@@ -11,7 +11,7 @@ from buses import KOJI, Bus, take_until
 from forger import Forger
 
 from fedbus.model.topic import TopicFilter
-from fedbus.transport.reader import Loss
+from fedbus.transport.state import Loss
 
 ROOT = "org.example.dev"
 TOPICS = tuple(

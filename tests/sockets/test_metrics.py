@@ -23,7 +23,7 @@ from fedbus.clock import SystemClock
 from fedbus.errors import BindError, ConfigError
 from fedbus.monitor import http as monitor_http
 from fedbus.monitor.http import Answer, StatusServer, json_answer
-from fedbus.transport.reader import LossCause, Mode
+from fedbus.transport.state import LossCause, Mode
 from tests.support import wait_until
 
 OpenBus = Callable[..., Bus]

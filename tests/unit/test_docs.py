@@ -31,7 +31,7 @@ from fedbus.config.settings import Settings, schema
 from fedbus.config.units import parse_duration, parse_size
 from fedbus.errors import Reason
 from fedbus.transport.metrics import of_links, of_publishers, of_refusals, of_streams
-from fedbus.transport.reader import LossCause
+from fedbus.transport.state import LossCause
 from fedbus.transport.zap import LinkStats
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,8 @@ from fedbus.journal.journal import Journal, JournalOptions, SyncPolicy
 from fedbus.model.limits import Limits
 from fedbus.model.topic import Naming, TopicFilter, common_prefix
 from fedbus.transport.batch import level_heads
-from fedbus.transport.reader import Loss, Ready, Since, StreamReader
+from fedbus.transport.reader import Ready, StreamReader
+from fedbus.transport.state import Loss, Since
 from fedbus.trust.keyring import Keyring, KeyringOptions
 from fedbus.trust.policy import Policy
 from fedbus.trust.verifier import Verifier

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from fedbus.transport.endpoint import Endpoint
 from fedbus.transport.link import Link
-from fedbus.transport.reader import ReaderStats, StreamReader
+from fedbus.transport.reader import StreamReader
+from fedbus.transport.state import ReaderStats
 
 SILENCE = 5.0
 TICK = 0.5

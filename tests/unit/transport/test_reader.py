@@ -12,7 +12,7 @@ from fedbus.clock import ManualClock
 from fedbus.errors import Reason, TrustError, WireError
 from fedbus.journal.segment import list_segments
 from fedbus.model.position import Position
-from fedbus.transport.reader import Mode, Since
+from fedbus.transport.state import Mode, Since
 from fedbus.trust.verifier import Verifier
 from fedbus.wire import beat, parcel, replay
 from tests.vectors import make

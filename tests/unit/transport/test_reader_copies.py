@@ -12,7 +12,8 @@ from fedbus.clock import ManualClock
 from fedbus.errors import Reason, TrustError
 from fedbus.model.limits import Limits
 from fedbus.model.topic import Naming
-from fedbus.transport.reader import Ready, Since, StreamReader
+from fedbus.transport.reader import Ready, StreamReader
+from fedbus.transport.state import Since
 from fedbus.trust.keyring import Keyring, KeyringOptions
 from fedbus.trust.policy import Policy
 from fedbus.trust.verifier import Verifier

@@ -13,7 +13,7 @@ from streams import ROOT, ModelPublisher, ModelSubscriber, new_verifier
 
 from fedbus.clock import ManualClock
 from fedbus.model.position import Position
-from fedbus.transport.reader import Mode, Since
+from fedbus.transport.state import Mode, Since
 from tests.vectors import make
 
 TOPICS = tuple(
