@@ -149,14 +149,19 @@ class ConfigWatcher:
     def reload(self) -> Settings:
         """Read the files again and return the new settings, which are then in force.
 
-        A refused folder counts as seen: `changed` is false until somebody edits it again.
+        A refused folder counts as seen: `changed` is false until somebody edits it again. One that could not be read,
+        for want of descriptors or memory, does not.
 
         Raises:
             ConfigError: The new files cannot be used; ``settings`` are still the old ones.
         """
         # taken before reading, so a change while we read is seen as one
-        self.seen = fingerprint(self._folder)
-        self.settings = Settings.load(self._folder, self._environ)
+        before, self.seen = self.seen, fingerprint(self._folder)
+        try:
+            self.settings = Settings.load(self._folder, self._environ)
+        except OSError as error:
+            self.seen = before
+            raise ConfigError(f"{self._folder}: cannot be read now: {error.strerror or error}") from error
         return self.settings
 
 

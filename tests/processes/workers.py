@@ -8,6 +8,7 @@ exists that ``SOAK_REST`` names, it only stays, for readers that still need its 
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import logging
 import os
@@ -217,6 +218,7 @@ def got(name: str, life: str, messages: list[Message]) -> None:
 
 
 if __name__ == "__main__":
+    faulthandler.register(signal.SIGUSR2)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     logging.captureWarnings(True)
     {"publish": publish, "scripts": scripts, "subscribe": subscribe}[sys.argv[1]](*sys.argv[2:])

@@ -336,16 +336,25 @@ class World:
         return self._add("hub", lambda life: ["-m", "fedbus.cli", "hub", "--consumer", str(consumer)], self.readers)
 
     def wait_for(
-        self, condition: Callable[[dict[str, Any]], bool], what: str, timeout: float = PATIENCE
+        self,
+        condition: Callable[[dict[str, Any]], bool],
+        what: str,
+        timeout: float = PATIENCE,
+        *,
+        check: bool = True,
     ) -> dict[str, Any]:
-        """Ask the ledger until *condition* holds for its answer; a fault ends this at once."""
+        """Ask the ledger until *condition* holds for its answer; a fault ends this at once.
+
+        So does, with *check*, a process that has ended by itself.
+        """
         deadline = time.monotonic() + timeout
         while True:
             answer = self.ledger.ask()
             assert not answer["fault_count"], self.explain(answer)
             if condition(answer):
                 return answer
-            self.check_processes()
+            if check:
+                self.check_processes()
             if time.monotonic() > deadline:
                 raise AssertionError(f"{what} did not come true within {timeout} s: {self.explain(answer)}")
             select.select([], [], [], 0.02)

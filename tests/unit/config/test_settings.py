@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
 from pathlib import Path
 
 import jsonschema
@@ -278,6 +280,23 @@ def test_a_folder_that_vanishes_leaves_the_old_settings_in_force(folder):
     folder.with_name("gone").rename(folder)
     assert watcher.changed()
     assert watcher.reload().endpoints
+
+
+@pytest.mark.fault("F21")
+def test_a_process_that_may_open_no_file_keeps_its_settings_and_looks_again_when_it_may(folder, monkeypatch):
+    watcher = ConfigWatcher(folder, {})
+    write(folder, "20-more.yaml", "log: {level: debug}\n")
+
+    def refuse(*_):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fedbus.config.settings.load_folder", refuse)
+        with pytest.raises(ConfigError, match="cannot be read now: Too many open files"):
+            watcher.reload()
+    assert watcher.settings.log.level == "info"
+    assert watcher.changed()
+    assert watcher.reload().log.level == "debug"
 
 
 # --- the schema
