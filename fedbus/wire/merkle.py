@@ -91,31 +91,18 @@ def climb(leaves: list[bytes], start: int, size: int, path: Sequence[bytes]) -> 
 
 def extract_path(leaves: list[bytes], start: int, size: int, path: Sequence[bytes], wanted: int) -> list[bytes]:
     """Return the path of the single leaf *wanted* (its index in the tree), derived from the range's leaves and path."""
-    single: list[bytes] = []
-    used = 0
-    nodes, low, width, place = leaves, start, size, wanted
-    while width > 1:
-        if low & 1:
-            nodes = [path[used], *nodes]
-            used += 1
-            low -= 1
-        high = low + len(nodes)
-        if high & 1 and high < width:
-            nodes = [*nodes, path[used]]
-            used += 1
-        sibling = place ^ 1
-        if sibling < width:
-            single.append(nodes[sibling - low])
-        nodes = _parents(nodes)
-        low >>= 1
-        place >>= 1
-        width = (width + 1) >> 1
-    return single
+    return _path_of(wanted, size, _known_rows(leaves, start, size, path))
 
 
 def extract_paths(leaves: list[bytes], start: int, size: int, path: Sequence[bytes]) -> list[list[bytes]]:
     """Return the path of every leaf of a range, each as :func:`extract_path` does, for little more than one of them."""
-    rows: list[tuple[int, list[bytes]]] = []  # of each level the place of its first node, and the nodes that are known
+    rows = _known_rows(leaves, start, size, path)
+    return [_path_of(place, size, rows) for place in range(start, start + len(leaves))]
+
+
+def _known_rows(leaves: list[bytes], start: int, size: int, path: Sequence[bytes]) -> list[tuple[int, list[bytes]]]:
+    """Return of each level below the root the place of its first known node, and the nodes that are known."""
+    rows: list[tuple[int, list[bytes]]] = []
     used = 0
     nodes, low, width = leaves, start, size
     while width > 1:
@@ -131,15 +118,16 @@ def extract_paths(leaves: list[bytes], start: int, size: int, path: Sequence[byt
         nodes = _parents(nodes)
         low >>= 1
         width = (width + 1) >> 1
-    found: list[list[bytes]] = []
-    for wanted in range(start, start + len(leaves)):
-        single: list[bytes] = []
-        place, width = wanted, size
-        for low, nodes in rows:
-            sibling = place ^ 1
-            if sibling < width:
-                single.append(nodes[sibling - low])
-            place >>= 1
-            width = (width + 1) >> 1
-        found.append(single)
-    return found
+    return rows
+
+
+def _path_of(place: int, size: int, rows: list[tuple[int, list[bytes]]]) -> list[bytes]:
+    path: list[bytes] = []
+    width = size
+    for low, nodes in rows:
+        sibling = place ^ 1
+        if sibling < width:
+            path.append(nodes[sibling - low])
+        place >>= 1
+        width = (width + 1) >> 1
+    return path
