@@ -125,13 +125,14 @@ class Fetcher:
 
     def _start(self, link: Link, now: float) -> None:
         self._request = self._request % 0xFFFF_FFFF + 1
-        if link.socket is None:
+        socket = link.socket
+        if socket is None:
             addresses = self._names.addresses(link.endpoint.replay)
             if not addresses:
                 self._start_nowhere(link, now)
                 return
             try:
-                self._open(link, addresses[link.failures % len(addresses)])
+                socket = self._open(link, addresses[link.failures % len(addresses)])
             except zmq.ZMQError as error:
                 # no descriptor or no memory is left: there may be some later, and the live feed goes on meanwhile
                 link.complained(
@@ -143,11 +144,11 @@ class Fetcher:
         budget = link.asked(self._request, now)
         request = link.reader.fetch(self._request, budget, now)
         try:
-            link.socket.send(replay.encode_fetch(request), _NOBLOCK)
+            socket.send(replay.encode_fetch(request), _NOBLOCK)
         except zmq.Again:
             self._failed(link, now)
 
-    def _open(self, link: Link, address: str) -> None:
+    def _open(self, link: Link, address: str) -> zmq.Socket[bytes]:
         socket = sockets.fetch_socket(
             self._context,
             address,
@@ -164,6 +165,7 @@ class Fetcher:
         link.connected = False
         self._poller.register(socket, zmq.POLLIN)
         self.sockets[socket] = link
+        return socket
 
     def _start_nowhere(self, link: Link, now: float) -> None:
         """The host of the journal is not known, or the answer is still to come."""
