@@ -68,8 +68,9 @@ ARMS = {
 CLOSING_SECONDS = 180.0  # for all that was acknowledged to arrive, once everything is well again
 SAMPLE_SECONDS = 2.0
 TELL_SECONDS = 60.0
-WARM_SECONDS = 60.0  # of a life, that its memory may take to settle
-FLAT_BYTES = 8 * 2**20  # that a life may grow within an hour, or a tenth of what it has
+WARM_PART = 1 / 3  # of a life, in which its queues and caches may still grow to their bounds
+JUDGED_SECONDS = 600.0  # a shorter life is only reported: its slope says how full a queue was
+FLAT_BYTES = 8 * 2**20  # that a life may grow after that, or a tenth of what it has
 FLAT_DESCRIPTORS = 8
 
 
@@ -186,6 +187,8 @@ class Soak:
             found = worker.memory() if worker.process is not None and worker.process.poll() is None else None
             if found is not None:
                 self.samples.setdefault(name, Samples()).add(now - worker.born_at, *found)
+                with (self.folder / "samples.jsonl").open("a") as file:
+                    file.write(json.dumps([round(now, 1), name, worker.life, *found]) + "\n")
         answer = self.world.ledger.ask()
         if now >= self.tell_at:
             self.tell_at = now + TELL_SECONDS
@@ -197,9 +200,9 @@ class Soak:
     def life_ended(self, worker: Worker) -> None:
         """Judge the memory of a life that was long enough."""
         samples = self.samples.pop(worker.name, None)
-        if samples is None or not samples.times or samples.times[-1] < 2 * WARM_SECONDS:
+        if samples is None or len(samples.times) < 60:
             return
-        warm = next(place for place, at in enumerate(samples.times) if at >= WARM_SECONDS)
+        warm = int(len(samples.times) * WARM_PART)
         times = samples.times[warm:]
         hour = 3600.0
         self.slopes.append(
@@ -381,11 +384,11 @@ class Soak:
         assert not answer["fault_count"], self.world.explain(answer)
         assert not answer["missing"], self.world.explain(answer)
         for one in self.slopes:
-            allowed = max(FLAT_BYTES / 2**20, one["rss_mib"] / 10)
-            # an hour's slope of a short life is mostly noise
-            grown = one["rss_mib_an_hour"] * one["seconds"] / 3600.0
-            assert grown <= allowed, f"memory grows: {one}"
-            assert one["descriptors_an_hour"] * one["seconds"] / 3600.0 <= FLAT_DESCRIPTORS, f"descriptors grow: {one}"
+            hours = (1 - WARM_PART) * one["seconds"] / 3600.0
+            if one["seconds"] >= JUDGED_SECONDS:
+                allowed = max(FLAT_BYTES / 2**20, one["rss_mib"] / 10)
+                assert one["rss_mib_an_hour"] * hours <= allowed, f"memory grows: {one}"
+                assert one["descriptors_an_hour"] * hours <= FLAT_DESCRIPTORS, f"descriptors grow: {one}"
         return answer
 
     def report(self, answer: dict[str, Any], seconds: float) -> dict[str, Any]:
