@@ -609,8 +609,9 @@ class RelayPublisher:
             spool.append([content for _, content in good], timeout=10.0)
         except FedbusError as error:
             failure = type(error)(f"{self._down}; {error}")
+            unknown = DeadlineExceeded(f"{failure}; what was handed in before that may be published all the same")
             for pending, _ in good:
-                self._fail(pending, failure)
+                self._fail(pending, unknown if pending.request.again else failure)
             return
         stamp = rfc3339(self._clock.wall())
         for pending, _ in good:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import resource
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 
+from fedbus import Bus
+from fedbus.config.init import create
+from fedbus.errors import DeadlineExceeded, QueueFull
+from tests.conftest import Running
 from tests.processes.world import Worker, World
+from tests.support import wait_until
 
 KOJI, HOOK = "koji.build01", "hook.host01"
 SETTINGS = """
@@ -121,3 +127,31 @@ def test_whoever_has_no_memory_and_no_threads_left_goes_on_or_ends_and_nothing_i
         assert worker.process.returncode in (1, -signal.SIGABRT, -signal.SIGSEGV, -signal.SIGKILL), worker.tail()
         worker.start()
     world.wait_until_passed_on(KOJI)
+
+
+@pytest.mark.fault("F5")
+def test_what_a_relay_may_have_published_before_it_died_is_not_called_refused_where_the_spool_is_full(
+    tmp_path: Path, spawn: Callable[..., Running]
+) -> None:
+    folder = tmp_path / "bus"
+    create(folder, [HOOK])
+    endpoints = folder / "20-endpoints.yaml"
+    endpoints.write_text(endpoints.read_text().replace(f"  {HOOK}:\n", f"  {HOOK}:\n    relay: true\n"))
+    with TemporaryDirectory(prefix="fedbus-") as short:
+        (folder / "60-relay.yaml").write_text(f"relay: {{spool_bytes: 1KiB, socket: {short}/relay}}\n")
+        (folder / "60-relay.yaml").chmod(0o600)
+        relay = spawn("relay", config=folder, environment={"FEDBUS_FAILPOINTS": "relay.journaled=kill@1"})
+        relay.wait_for("ready")
+        with Bus.open(folder) as bus, bus.publisher(HOOK) as hook:
+            with pytest.raises(DeadlineExceeded, match="may be published all the same"):
+                hook.publish("build.start", {"n": 1, "pad": "x" * 2000})
+            assert relay.wait() == -signal.SIGKILL
+            with pytest.raises(QueueFull):
+                hook.publish("build.start", {"n": 2, "pad": "x" * 2000})
+        again = spawn("relay", config=folder)
+        again.wait_for("ready")
+        with Bus.open(folder) as bus, bus.publisher(HOOK) as hook, bus.subscribe(since="beginning") as subscriber:
+            hook.publish("build.start", {"n": 3})
+            got: list[int] = []
+            wait_until(lambda: got.extend(one.body["n"] for one in subscriber.receive(0.05)) or 3 in got, 30.0)
+        assert got == [1, 3]
