@@ -163,6 +163,7 @@ class Fetcher:
             raise
         link.socket = socket
         link.connected = False
+        link.reader.forget_clock()
         self._poller.register(socket, zmq.POLLIN)
         self.sockets[socket] = link
         return socket
@@ -222,12 +223,14 @@ class Fetcher:
         link.moved(now)
         self.close_home(link)
         reader = link.reader
-        if not link.connected:
-            link.connected = True
-            if reader.joins_by_age:
-                # the request may have waited for the endpoint to come up, and its age is too small by as much
-                self._start(link, now)
-                return
+        first, link.connected = not link.connected, True
+        if reader.joins_by_age and (first or kind is replay.Kind.BEAT):
+            if not first:
+                moment = self._clock.monotonic()
+                reader.compare_clocks(beats.decode(payload), link.asked_at, moment, self._clock.wall())
+            # else: the request may have waited for the endpoint to come up, so it says nothing about its clock
+            self._start(link, now)
+            return
         if kind is replay.Kind.RECORDS:
             for error in reader.on_records(payload):
                 self._refused(error, link.endpoint.name, now)

@@ -14,6 +14,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from math import ceil
 
 from fedbus.errors import Reason, Refused, TrustError, WireError
 from fedbus.journal.journal import split_records
@@ -121,6 +122,7 @@ class StreamReader:
         self._batches: dict[int, tuple[int, bytes]] = {}
         self._left: set[str] = set()  # epochs that were left behind; they never come back
         self._unfinished_left = 0  # entries of such that the user has still to work on
+        self._join_ms: int | None = None  # where to begin by the publisher's clock, once that is known
         if since.position is not None:
             self.epoch = since.position.epoch
             self.accounted = self.handed = self._asked = self._proved = since.position.sequence
@@ -154,7 +156,31 @@ class StreamReader:
     @property
     def joins_by_age(self) -> bool:
         """Whether the next fetch says how long ago to begin, which is right only when it arrives at once."""
-        return not self.epoch and self._since.age is not None
+        return not self.epoch and self._since.age is not None and self._join_ms is None
+
+    def compare_clocks(self, beat: Beat, asked_at: float, now: float, wall: float) -> None:
+        """Learn where to begin by the publisher's clock from a *beat* that it has signed upon our request.
+
+        We asked at *asked_at* and it is *now* (monotonic), *wall* by our clock. An age counts from when the publisher
+        reads the request: what it has published since we asked would be left out, and by a busy machine that is much.
+        How far its clock is ahead lies between two bounds. The lower one begins no later than wanted; but where both
+        clocks may be the same they are taken to be so, which is exact on one machine.
+
+        Raises:
+            Refused: The beat does not verify.
+        """
+        self._verify_beat(beat, now)
+        age = self._since.age
+        assert age is not None
+        least = beat.facts.sent_at_ms / 1000 - wall
+        most = least + 0.001 + (now - asked_at)  # a beat's time is cut to milliseconds
+        ahead = 0.0 if least <= 0.0 <= most else least
+        seconds, wanted_at = age
+        self._join_ms = max(0, int((wall + ahead - seconds - (now - wanted_at)) * 1000))
+
+    def forget_clock(self) -> None:
+        """A new connection: what was learnt over the one before may be long ago."""
+        self._join_ms = None
 
     def fetch(self, request: int, budget: int, now: float) -> Fetch:
         """Return what to ask the journal for next."""
@@ -169,8 +195,10 @@ class StreamReader:
         if since.time_ms is not None:
             return Fetch(id=request, budget=budget, time_ms=since.time_ms, filters=filters)
         if since.age is not None:
+            if self._join_ms is not None:
+                return Fetch(id=request, budget=budget, time_ms=self._join_ms, filters=filters)
             seconds, asked_at = since.age
-            return Fetch(id=request, budget=budget, age_ms=int((seconds + now - asked_at) * 1000), filters=filters)
+            return Fetch(id=request, budget=budget, age_ms=ceil((seconds + now - asked_at) * 1000), filters=filters)
         return Fetch(id=request, budget=budget, after=0, filters=filters)
 
     # --- live --------------------------------------------------------------------------------------------------
