@@ -32,7 +32,7 @@ from tests.sockets.buses import join, numbers, quick, take, take_until
 from tests.support import wait_until
 
 START = "build.start"
-SILENCE = 0.5  # seconds; beats come every 0.1
+SILENCE = 0.6  # seconds; beats come every 0.1
 FINE = "fine.host01"
 
 
@@ -389,7 +389,7 @@ def test_an_answer_that_stalls_in_the_middle_is_asked_for_again_from_there(
 
 @pytest.mark.fault("F9")
 def test_a_link_too_slow_for_whole_answers_gets_smaller_ones(faults: Callable[..., Faults], losses: list[Loss]) -> None:
-    """A frame of 256 KiB would take 5 s, and an answer that pauses for 0.5 s is given up."""
+    """A frame of 256 KiB would take 5 s, and an answer that pauses for 0.6 s is given up."""
     world = faults("slow")
     world.start()
     publish_padded(world.publishers[world.names["slow"]], 300, 2000)
