@@ -110,9 +110,8 @@ class Fetcher:
     @staticmethod
     def _close(link: Link) -> None:
         assert link.socket is not None
-        link.socket.close(0)
-        if link.ended is not None:
-            link.ended.close(0)
+        assert link.ended is not None
+        sockets.close_monitored(link.socket, link.ended)
         link.socket = link.ended = None
 
     def end(self, link: Link) -> None:

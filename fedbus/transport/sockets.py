@@ -140,6 +140,17 @@ def monitor(context: zmq.Context[zmq.Socket[bytes]], socket: zmq.Socket[bytes], 
     return pair
 
 
+def close_monitored(socket: zmq.Socket[bytes], pair: zmq.Socket[bytes]) -> None:
+    """Close *socket* and what :func:`monitor` has returned for it.
+
+    The order matters: a closed socket still has events, and libzmq's one thread for all connections would wait for ever
+    for room in a monitor whose reader has gone.
+    """
+    socket.disable_monitor()
+    pair.close(0)
+    socket.close(0)
+
+
 def _common(socket: zmq.Socket[bytes], address: str, *, linger: float) -> None:
     socket.linger = int(linger * 1000)
     socket.set(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
