@@ -6,6 +6,7 @@ import ast
 import dis
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -45,6 +46,12 @@ def test_the_failpoints_in_the_code_are_those_in_the_table() -> None:
         assert isinstance(call.args[0], ast.Constant), f"{path}:{call.lineno}: write the name where it is reached"
         used.add(call.args[0].value)
     assert used == set(POINTS)
+
+
+def test_the_page_about_testing_has_a_row_for_each_failpoint() -> None:
+    text = (ROOT / "doc" / "testing.rst").read_text("utf-8")
+    rows = re.findall(r"   \* - ``([a-z.]+)``\n     - (.*(?:\n       .*)*)\n", text)
+    assert {name: " ".join(meaning.split()) for name, meaning in rows if name in POINTS} == POINTS
 
 
 def test_every_failpoint_stands_behind_the_one_test_of_a_constant() -> None:
