@@ -53,7 +53,7 @@ BESIDE = {"journal.rewrite": "journal.sync.before=error:EIO@5"}
 CASES = [
     pytest.param(point, role, time, id=f"{point}-{role}-{time}")
     for point in POINTS
-    if not point.startswith(("relay.", "spool."))  # tests/processes/test_relay.py
+    if not point.startswith(("relay.", "spool."))  # tests/processes/test_relay_daemon.py
     for role in ROLES.get(point) or ROLES[point.split(".", 1)[0]]
     for time in TIMES.get(point, [2])
 ]

@@ -580,7 +580,7 @@ def test_only_the_relays_own_user_gets_to_the_socket_unless_its_mode_says_more(s
     assert (settings().spools / HOOK).stat().st_mode & 0o7777 == 0o700
     daemon.stop()
     assert not path.exists()
-    start(relay={"mode": 0o666, "group": os.getegid()})
+    start(relay={"mode": "0666", "group": os.getegid()})
     assert stat.S_IMODE(path.stat().st_mode) == 0o666
     assert (settings().spools / HOOK).stat().st_mode & 0o7777 == 0o3777
 
@@ -663,11 +663,11 @@ def test_another_user_is_kept_out_by_the_mode_then_by_the_rules_then_by_the_poli
     daemon = start()
     assert as_user(4000, hand_in).startswith("TrustError: user 4000 may not use the relay's socket")
     daemon.stop()
-    daemon = start(relay={"mode": 0o666})
+    daemon = start(relay={"mode": "0666"})
     assert "add a rule to relay.allow" in as_user(4000, hand_in)
     daemon.stop()
     rule = RelayRule(endpoints=("koji.*",), users=(4000,))
-    daemon = start(relay={"mode": 0o666, "allow": (rule,)})
+    daemon = start(relay={"mode": "0666", "allow": (rule,)})
     assert as_user(4000, hand_in) == "spooled False"
     assert as_user(4001, hand_in).startswith("TrustError")
     assert "no rule grants it" in as_user(4000, lambda: hand_in("org.example.dev.bodhi.update.create"))
@@ -677,7 +677,7 @@ def test_another_user_is_kept_out_by_the_mode_then_by_the_rules_then_by_the_poli
     assert as_user(4001, hand_in) == "spooled True"
     # and what is another's can be neither removed nor replaced
     assert "Operation not permitted" in as_user(4001, lambda: str((folder / "4000.messages").unlink()))
-    daemon = start(relay={"mode": 0o666, "allow": (rule,)})
+    daemon = start(relay={"mode": "0666", "allow": (rule,)})
     wait_until(lambda: daemon.outlet.stats.spooled == 1, PATIENCE)
     wait_until(lambda: "4001 may not hand in" in daemon.outlet.spool_problem, PATIENCE)
     assert numbers(settings()) == [1, 1]
@@ -689,7 +689,7 @@ def test_a_file_under_another_users_name_is_not_sent(start, settings, reachable,
     for folder in (bus_folder, bus_folder / "state"):
         folder.mkdir(exist_ok=True)
         folder.chmod(0o711)
-    daemon = start(relay={"mode": 0o666})
+    daemon = start(relay={"mode": "0666"})
     daemon.stop()
     folder = settings().spools / HOOK
     record = spool.frame(protocol.encode_request(request(1)))
@@ -700,7 +700,7 @@ def test_a_file_under_another_users_name_is_not_sent(start, settings, reachable,
         return "planted"
 
     assert as_user(4000, plant) == "planted"
-    daemon = start(relay={"mode": 0o666})
+    daemon = start(relay={"mode": "0666"})
     wait_until(lambda: "belongs to user 4000" in daemon.outlet.spool_problem, PATIENCE)
     assert stored(settings()) == []
 
