@@ -93,6 +93,7 @@ def _defaults(settings: Settings) -> Iterator[tuple[KeyPath, Any]]:
         "publisher": settings.publisher,
         "subscriber": settings.subscriber,
         "limits": settings.limits,
+        "relay": settings.relay,
         "metrics": settings.metrics,
         "hub": settings.hub,
         "log": settings.log,

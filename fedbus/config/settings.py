@@ -508,8 +508,6 @@ class _Builder:
                 f"relay.socket: the path of a socket has at most {SOCKET_BYTES - len('.new')} bytes; choose a shorter "
                 f"one than {options['socket']}",
             )
-        if "mode" in values:
-            options["mode"] = int(values["mode"], 8)
         rules = []
         for place, entry in enumerate(values.get("allow") or ()):
             if isinstance(entry, dict) and "endpoints" in entry:

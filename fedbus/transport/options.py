@@ -65,7 +65,7 @@ class RelayOptions:
     """Where the relay of this host listens, whom it lets hand in messages, and how much it holds."""
 
     socket: Path
-    mode: int = 0o600  # of the socket; the folders of spools follow it
+    mode: str = "0600"  # of the socket, octal; the folders of spools follow it
     group: str | int | None = None  # of the socket and the folders of spools; None: that of the relay's process
     allow: tuple[RelayRule, ...] = ()  # besides root and the user of the relay
     connections: int = 1000

@@ -121,7 +121,8 @@ class Door:
         self.group = self._group(options)
         self._lock = -1
         try:
-            path.parent.mkdir(mode=0o700 | (0o011 & options.mode >> 1), parents=True, exist_ok=True)
+            mode = int(options.mode, 8)
+            path.parent.mkdir(mode=0o700 | (0o011 & mode >> 1), parents=True, exist_ok=True)
             self._lock = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if path.exists() and not stat.S_ISSOCK(path.lstat().st_mode):
@@ -132,7 +133,7 @@ class Door:
             self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             self.socket.setblocking(False)
             self.socket.bind(str(fresh))
-            fresh.chmod(options.mode)
+            fresh.chmod(mode)
             if self.group >= 0:
                 os.chown(fresh, -1, self.group)
             self.socket.listen(_BACKLOG)
@@ -178,9 +179,9 @@ def prepare_folder(folder: Path, options: RelayOptions, group: int) -> None:
         OSError: It cannot be made.
     """
     mode = 0o700
-    if options.mode & 0o020:
+    if int(options.mode, 8) & 0o020:
         mode |= 0o3070
-    if options.mode & 0o002:
+    if int(options.mode, 8) & 0o002:
         mode |= 0o3007
     folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
