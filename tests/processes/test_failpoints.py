@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -47,13 +48,15 @@ TIMES = {
     "replay.answer": [1],
     "replay.end": [1],
 }
+# those with a process of their own are killed by the tests of that process
+ELSEWHERE = ("relay.", "spool.")
 # what has to have happened in the life before, or to happen in the same one
 BEFORE = {"journal.recover": "journal.write.torn=kill@5"}
 BESIDE = {"journal.rewrite": "journal.sync.before=error:EIO@5"}
 CASES = [
     pytest.param(point, role, time, id=f"{point}-{role}-{time}")
     for point in POINTS
-    if not point.startswith(("relay.", "spool."))  # tests/processes/test_relay_daemon.py
+    if not point.startswith(ELSEWHERE)
     for role in ROLES.get(point) or ROLES[point.split(".", 1)[0]]
     for time in TIMES.get(point, [2])
 ]
@@ -98,3 +101,9 @@ def test_whoever_is_killed_wherever_all_that_was_acknowledged_arrives_once_and_i
     if role in (FRESH, LAZY):
         worker.kill()
         worker.process = None
+
+
+@pytest.mark.parametrize("point", [point for point in POINTS if point.startswith(ELSEWHERE)])
+def test_the_other_failpoints_are_killed_at_by_other_tests(point: str) -> None:
+    texts = [path.read_text("utf-8") for path in Path(__file__).parent.glob("test_*.py")]
+    assert any(f"{point}=kill" in text for text in texts)
