@@ -13,6 +13,7 @@ import select
 import socket
 import threading
 from collections.abc import Callable, Mapping
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from fedbus.model.receipt import RelayReceipt
 from fedbus.transport import relay_protocol as protocol
 from fedbus.transport.options import RelayOptions, RelayRule
 from fedbus.transport.publisher import Publisher
+from fedbus.transport.refusals import RefusalLog
 from fedbus.transport.relay_door import Door, Doorman, Peer, peer_of, prepare_folder
 from fedbus.transport.relay_outlet import Bell, Drain, Outlet
 from fedbus.transport.relay_protocol import Request, Unavailable
@@ -41,6 +43,17 @@ _READ_BYTES = 64 * 1024
 _SMALL_BYTES = 64 * 1024  # a request up to this size needs no room of its own
 _OUT_BYTES = 256 * 1024  # answers that a client has not read, beyond which its requests wait
 _ACCEPT_AT_ONCE = 64
+
+
+class Dropped(StrEnum):
+    """Why the relay has closed a connection; the word of the metric."""
+
+    SLOW = "slow"  # it began a request, and did not end it
+    DEAF = "deaf"  # it does not read its answers
+    IDLE = "idle"
+    CONNECTIONS = "connections"  # it made room for another
+    DESCRIPTORS = "descriptors"  # the same, where the process had no more descriptors
+    FULL = "full"  # nobody could make room for it
 
 
 class _Connection:
@@ -158,6 +171,7 @@ class Relay:
         self._worker = threading.Thread(target=self._work, name="fedbus-relay-worker", daemon=True)
         self._opening: dict[str, threading.Event] = {}
         self._singly: set[Path] = set()
+        self._refusals = RefusalLog(log)
 
     # --- its life ----------------------------------------------------------------------------------------------
 
@@ -423,7 +437,11 @@ class Relay:
             if not outlet.stuck:
                 outlet.spool_problem = ""
             return
-        outlet.drain = drain = Drain(outlet, waiting[0], singly=waiting[0].path in self._singly)
+        # somebody who keeps his spool locked must not keep those of others from being sent
+        chosen = next((one for one in waiting if one.uid not in outlet.locked), waiting[0])
+        if chosen.uid in outlet.locked:
+            outlet.locked.clear()
+        outlet.drain = drain = Drain(outlet, chosen, singly=chosen.path in self._singly)
         self._jobs.put(drain.prepare)
 
     def _drained(self, outlet: Outlet, drain: Drain, now: float) -> None:
@@ -437,6 +455,7 @@ class Relay:
                 outlet.look_at = 0.0  # perhaps there is more
                 log.info("endpoint %s: what user %d had spooled is published", outlet.name, uid)
             else:
+                outlet.locked.add(uid)
                 outlet.not_before = now + _LOCKED_SECONDS
             return
         outlet.spool_problem = str(error)
@@ -472,7 +491,7 @@ class Relay:
             except OSError as error:
                 if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     continue  # the client is gone already
-                if not self._make_room("descriptors"):
+                if not self._make_room(Dropped.DESCRIPTORS):
                     # nothing to give up: look again at the next tick, and do not spin until then
                     log.error("cannot accept a connection: %s", error.strerror)
                     self._stop_listening()
@@ -487,8 +506,8 @@ class Relay:
         except OSError:
             accepted.close()
             return
-        if len(self.connections) >= self.options.connections and not self._make_room("connections"):
-            self.stats.count(self.stats.dropped, "full")
+        if len(self.connections) >= self.options.connections and not self._make_room(Dropped.CONNECTIONS):
+            self.stats.count(self.stats.dropped, Dropped.FULL)
             accepted.close()
             return
         self.stats.connections += 1
@@ -497,7 +516,7 @@ class Relay:
         self._epoll.register(connection.fd, 0)
         self._update(connection)
 
-    def _make_room(self, why: str) -> bool:
+    def _make_room(self, why: Dropped) -> bool:
         """Close the connection that has asked nothing for longest, of the user who has most; clients connect anew."""
         total: dict[int, int] = {}
         idle: dict[int, _Connection] = {}
@@ -516,16 +535,17 @@ class Relay:
         patience = self.options.request_timeout
         for connection in list(self.connections.values()):
             if connection.begun_at and not connection.starved and now - connection.begun_at > patience:
-                self.stats.count(self.stats.dropped, "slow")
-                log.warning("%s: a request was not complete within %g s", connection.peer, patience)
+                self._give_up(connection, Dropped.SLOW, f"a request was not complete within {patience:g} s", now)
             elif connection.out and now - connection.written_at > patience:
-                self.stats.count(self.stats.dropped, "deaf")
-                log.warning("%s: did not read its answers for %g s", connection.peer, patience)
+                self._give_up(connection, Dropped.DEAF, f"its answers were not read for {patience:g} s", now)
             elif connection.idle and now - connection.active_at > self.options.idle_timeout:
-                self.stats.count(self.stats.dropped, "idle")
-            else:
-                continue
-            self._drop(connection)
+                self.stats.count(self.stats.dropped, Dropped.IDLE)
+                self._drop(connection)
+
+    def _give_up(self, connection: _Connection, why: Dropped, text: str, now: float) -> None:
+        self.stats.count(self.stats.dropped, why)
+        self._refusals.refused(str(connection.peer), why, text, now)
+        self._drop(connection)
 
     def _drop(self, connection: _Connection) -> None:
         if connection.socket is None:
@@ -621,7 +641,7 @@ class Relay:
         except WireError as error:
             # what came is no request: say so, and hear no more
             self.stats.count(self.stats.refused, protocol.error_word(error))
-            log.warning("%s: refused: %s", connection.peer, error)
+            self._refusals.refused(str(connection.peer), error.reason, str(error), self._clock.monotonic())
             self._send(connection, protocol.encode_error(error))
             connection.closing = True
         finally:
@@ -668,7 +688,7 @@ class Relay:
         outlet = self.outlets.get(name)
         if not self._doorman.allows(name, peer.uid, peer.groups):
             text = f"{peer} may not hand in messages for {name}; add a rule to relay.allow if it should"
-            log.warning("refused: %s", text)
+            self._refusals.refused(str(peer), Reason.POLICY, text, self._clock.monotonic())
             self._answer_error(connection, request, TrustError(Reason.POLICY, text))
         elif request.do == "status":
             self._send(connection, protocol.encode_status(self._status(outlet)))

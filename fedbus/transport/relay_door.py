@@ -35,7 +35,7 @@ class Peer(NamedTuple):
     pid: int
 
     def __str__(self) -> str:
-        return f"user {self.uid} (process {self.pid})"
+        return f"user {self.uid}"
 
 
 def peer_of(connection: socket.socket) -> Peer:

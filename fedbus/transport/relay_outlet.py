@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -34,6 +35,7 @@ from fedbus.model.receipt import RelayReceipt
 from fedbus.model.stream import StreamHome
 from fedbus.transport.batch import Pending
 from fedbus.transport.publisher import Publisher
+from fedbus.transport.refusals import RefusalLog
 from fedbus.transport.relay_protocol import (
     Request,
     Unavailable,
@@ -200,12 +202,14 @@ class Outlet:
         self.delayed: set[int] = set()  # users whose spool is partly sent, and is tried again
         self.stuck: set[int] = set()  # users whose spool nobody can send before a human has mended something
         self.stuck_until = 0.0  # when to try these again
+        self.locked: set[int] = set()  # users whose spool was locked when it was to be sent
         self.submissions = Submissions(remember, 0)
         self._closed = False
         self._open_publisher = open_publisher
         self._remember = remember
         self._limits = limits
         self._bell = bell
+        self._refusals = RefusalLog(log)
         self._on_way: dict[bytes, _Entry] = {}
         self._queue: deque[_Entry] = deque()
 
@@ -227,6 +231,9 @@ class Outlet:
                 publisher.close()
             raise
         self.submissions = submissions
+        # what was partly sent comes before anything else of these users
+        with contextlib.suppress(JournalError):  # met again as soon as the spool is looked at
+            self.delayed = {waiting.uid for waiting in spool.list_waiting(self.folder) if waiting.epoch}
         self.problem = ""
         self.publisher = publisher
         if self._closed:  # meanwhile
@@ -407,8 +414,13 @@ class Outlet:
         """Keep a spooled message that can never be published where a human finds it."""
         self.stats.spool_refused += 1
         path = self.folder / f"{uid}.refused"
-        what = f"{request.topic} ({request.submission})" if request is not None else f"{len(payload)} bytes"
-        log.error("endpoint %s: spooled by user %d and refused, kept in %s: %s: %s", self.name, uid, path, what, error)
+        self._refusals.refused(
+            f"the spool of user {uid} for {self.name}",
+            getattr(error, "reason", Reason.MALFORMED),
+            f"{request.topic if request is not None else f'{len(payload)} bytes'}, kept in {path}: {error}",
+            time.monotonic(),
+            level=logging.ERROR,
+        )
         facts = {"error": str(error), "uid": uid, "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
         if request is not None:
             body = request.body.decode("utf-8", "backslashreplace")

@@ -705,6 +705,26 @@ def test_a_file_under_another_users_name_is_not_sent(start, settings, reachable,
     assert stored(settings()) == []
 
 
+@needs_root
+def test_who_keeps_his_spool_locked_keeps_only_himself_waiting(start, raw, settings) -> None:
+    rule = RelayRule(endpoints=(HOOK,), users=(4000,))
+    folder = settings().spools / HOOK
+    Spool(folder, most_bytes=2**20).append([protocol.encode_request(request(2))], timeout=PATIENCE)
+    (folder / "4000.messages").write_bytes(spool.frame(protocol.encode_request(request(1))))
+    (folder / "4000.lock").touch()
+    for name in ("4000.messages", "4000.lock"):
+        os.chown(folder / name, 4000, -1)
+    with spool.lock(folder, 0, timeout=1.0):
+        daemon = start(relay={"allow": (rule,)})
+        connection = raw(sent(request(3)))
+        wait_until(lambda: daemon.outlet.stats.spooled == 1, PATIENCE)
+        poll = select.poll()
+        poll.register(connection, select.POLLIN)
+        assert not poll.poll(0)
+    assert answers(connection, 1)[0].receipt
+    assert numbers(settings()) == [1, 2, 3]
+
+
 # --- bad input -----------------------------------------------------------------------------------------------------
 
 
