@@ -345,13 +345,12 @@ def _shake(
     timeout: float,
 ) -> str:
     """Return why a reader cannot use *address*, behind its name, or nothing: it answers, and a handshake succeeds."""
-    fault = _connect(address, timeout)
-    if fault:
-        return f"does not answer: {fault}; is it running?"
     shaken = probe(context, address, replay=role == "replay", server=endpoint.curve, pair=pair, timeout=timeout)
-    if shaken is None or shaken.fault is None:
-        return ""
-    return f"does not let us in: {explain(shaken.fault, bool(endpoint.curve))}"
+    if shaken is None:
+        # only now: where somebody answers, a connection without a handshake would stand in its log as a fault
+        fault = _connect(address, timeout)
+        return f"does not answer: {fault}; is it running?" if fault else ""
+    return "" if shaken.fault is None else f"does not let us in: {explain(shaken.fault, bool(endpoint.curve))}"
 
 
 def _connect(text: str, timeout: float) -> str:

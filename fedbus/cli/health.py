@@ -5,17 +5,18 @@ from __future__ import annotations
 import contextlib
 import http.client
 import math
-import os
 import shutil
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from fedbus.bus import Bus
 from fedbus.config.settings import Settings
 from fedbus.errors import FedbusError, JournalError
 from fedbus.journal.cursors import CursorStore
+from fedbus.journal.spool import list_waiting
 from fedbus.journal.state import JournalState, locked_inodes, look
 from fedbus.model.position import Cursor
 from fedbus.monitor.text import parse
@@ -274,17 +275,16 @@ def _look_at_disk(settings: Settings, health: Health, limits: Thresholds) -> Non
         health.results.append(Result("disk", "disk", state, text))
     spool = settings.state / "spool"
     if spool.is_dir():
-        health.spool_bytes = _size(spool)
+        health.spool_bytes = _waiting_bytes(spool)
         text = f"{health.spool_bytes} bytes of messages wait in {spool}"
         health.results.append(Result("disk", "spool", _above(health.spool_bytes, limits.spool), text))
 
 
-def _size(folder: os.PathLike[str]) -> int:
+def _waiting_bytes(spool: Path) -> int:
     total = 0
-    for path, _, files in os.walk(folder, onerror=lambda error: None):
-        for name in files:
-            with contextlib.suppress(OSError):
-                total += os.lstat(os.path.join(path, name)).st_size  # noqa: PTH118
+    for folder in spool.iterdir():
+        with contextlib.suppress(OSError, JournalError):
+            total += sum(waiting.path.stat().st_size for waiting in list_waiting(folder))
     return total
 
 

@@ -102,7 +102,8 @@ def test_damage_of_a_journal_its_quota_and_the_spool_are_told(bus_folder: Path) 
         assert Report(bus_folder).values["spool_bytes"] is None
         spool = bus_folder / "state" / "spool" / BODHI
         spool.mkdir(parents=True)
-        (spool / "1").write_bytes(b"x" * 1234)
+        (spool / "0.messages").write_bytes(b"x" * 1234)
+        (spool / "0.lock").write_bytes(b"no message")
         report = Report(bus_folder, "--spool", "1000,5000", "--disk", "101,0")
         assert report.values["spool_bytes"] == 1234 and report.state("spool") == "warning"
         assert report.state("disk") == "warning" and 0 < report.values["disk"]["free_percent"] <= 100
