@@ -39,6 +39,7 @@ from fedbus.trust.verifier import Verifier
 
 if TYPE_CHECKING:
     from fedbus.hub.consumer import Consumer
+    from fedbus.hub.dead import DeadLetters
     from fedbus.hub.delivery import Enabled
     from fedbus.hub.hub import Hub
     from fedbus.hub.options import HubOptions
@@ -74,6 +75,7 @@ class Bus:
         self._servers: list[StatusServer] = []
         self._verifier: Verifier | None = None
         self._store: CursorStore | None = None
+        self._dead: DeadLetters | None = None
         self._publishers: list[Publisher] = []
         self._relayed: list[RelayPublisher] = []
         self._subscribers: list[Subscriber] = []
@@ -319,6 +321,8 @@ class Bus:
             context=self._context,
             clock=clock,
             store=self.cursors,
+            dead=self.dead,
+            hands=settings.state / "hub",
             local=self._local_journal,
             parse_since=lambda text: parse_since(text, clock),
             pair=load_link_pair(settings),
@@ -343,6 +347,15 @@ class Bus:
         if self._store is None:
             self._store = CursorStore.open(self.settings.cursors)
         return self._store
+
+    @property
+    def dead(self) -> DeadLetters:
+        """Where dead letters of the hub of this host are kept."""
+        from fedbus.hub.dead import DeadLetters
+
+        if self._dead is None:
+            self._dead = DeadLetters.open(self.settings.dead)
+        return self._dead
 
     @property
     def links(self) -> LinkStats:
@@ -425,6 +438,9 @@ class Bus:
         if self._store is not None:
             self._store.close()
             self._store = None
+        if self._dead is not None:
+            self._dead.close()
+            self._dead = None
         if self._gate is not None:
             self._gate.close()
         self._context.term()

@@ -103,6 +103,11 @@ class Settings:
         """The file in which readers of this host keep their cursors."""
         return self.state / "cursors.db"
 
+    @property
+    def dead(self) -> Path:
+        """The file in which the hub of this host keeps dead letters, and how often messages were tried."""
+        return self.state / "dead.db"
+
     def endpoint(self, name: str) -> Endpoint:
         """Return the endpoint *name*.
 

@@ -12,17 +12,24 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
+from fedbus.errors import FedbusError, Fenced, Refused
 from fedbus.failpoints import ARMED, hit
 from fedbus.hub.consumer import Consumer, Drop, Halt, Retry
+from fedbus.hub.dead import Attempts, Held, Letter, is_behind
 from fedbus.hub.feed import Feed, Item
+from fedbus.hub.inhand import REQUEUED, InHand
+from fedbus.hub.options import HubOptions
 from fedbus.hub.source import Source
-from fedbus.model.message import Message
+from fedbus.model.message import Message, MessageKey
 from fedbus.model.position import Cursor, Position
 from fedbus.model.topic import TopicFilter
 from fedbus.transport.endpoint import Endpoint
 from fedbus.transport.reader import StreamReader
 from fedbus.transport.state import Loss, Mode, Since
 from fedbus.transport.subscriber import Subscriber
+from fedbus.trust.proof import verify_parcel
+from fedbus.wire import parcel as parcels
+from fedbus.wire.envelope import open_parcel
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +37,7 @@ SINCE = "*"
 """Stands in the cursor for all streams that have no place in it yet: they begin at a time (Unix, milliseconds)."""
 
 _LONGEST_PAUSE = 60.0  # seconds between two tries
+_SAID_AGAIN = 30.0  # seconds between two lines about dead letters that cannot be kept
 _FOREVER = 365 * 86400.0  # what an event can wait is bounded
 _IDLE_SECONDS = 0.5
 _JOIN_SECONDS = 2.0  # that reaching the feed may take before the consumer lets go of it again
@@ -59,7 +67,8 @@ class DeliveryStats:
     failed: int = 0  # calls that raised an error
     retried: int = 0  # calls that asked for another try
     dropped: int = 0  # given up by the consumer
-    gave_up: int = 0  # given up by us, after the last try
+    gave_up: int = 0  # made dead letters, after the last try
+    requeued: int = 0  # dead letters that were given to it once more
     lost: int = 0  # reports of loss
     caught_up: int = 0  # times that it came back from the journal to the live feed
 
@@ -94,7 +103,7 @@ class Delivery(threading.Thread):
         feed: Feed,
         through: Mapping[str, Position],
         started_ms: int,
-        retry_pause: float,
+        options: HubOptions,
         on_halt: Callable[[str, Halt], None],
     ) -> None:
         super().__init__(name=f"fedbus-{enabled.name}", daemon=True)
@@ -107,11 +116,14 @@ class Delivery(threading.Thread):
         )
         self.current: Message | None = None  # in the consumer's hands
         self.cursor = f"hub.{enabled.name}"
+        self.dead = Held(0, 0, 0)  # as of the hub's last look
+        self.requeue_asked = False  # there are dead letters to be given again
         self._source = source
         self._filters = filters
         self._through = through
         self._started_ms = started_ms
-        self._retry_pause = retry_pause
+        self._options = options
+        self._retry_pause = options.retry_pause
         self._on_halt = on_halt
         self._choices: dict[str, bool] = {}
         self._positions: Cursor = {}
@@ -126,6 +138,9 @@ class Delivery(threading.Thread):
         self._stop_asked = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._consume: Callable[[Message], object] = enabled.consumer.consume
+        self._attempts: dict[MessageKey, Attempts] = {}  # of messages that were tried in vain and may come again
+        self._hand: InHand | None = None
+        self._slot: memoryview | list[int] = [0]  # the sequence in hand, where a crash leaves it to be found
 
     # --- the cursor --------------------------------------------------------------------------------------------
 
@@ -142,9 +157,33 @@ class Delivery(threading.Thread):
             found = {SINCE: Position("", self._start_ms(since)), **positions}
             self._source.store.save(self.cursor, found)
         self._committed = dict(found)
+        self._take_stock(found)
         mark = found.pop(SINCE, None)
         self._since_ms = mark.sequence if mark is not None else self._started_ms
         self._positions = found
+
+    def _take_stock(self, cursor: Cursor) -> None:
+        """Learn what was tried before, and count as tried what the last hub had in hand when it died."""
+        name, dead = self.enabled.name, self._source.dead
+        self._attempts = dead.attempts(name, cursor)
+        self._hand = InHand(self._source.hands / f"{name}.hand")
+        self._slot = self._hand.slot
+        left = self._hand.left()
+        self._slot[0] = 0
+        self.dead = dead.held(name)
+        self.requeue_asked = self.dead.requeued > 0
+        if left is None:
+            return
+        key, requeued = left
+        if requeued:
+            for letter in dead.requeued(name):
+                if letter.key == key:
+                    dead.tried_again(letter, letter.tries + 1)
+        elif not is_behind(key, cursor):
+            count = self._attempts.get(key, Attempts(0)).count + 1
+            dead.tried(name, key, count)
+            self._attempts[key] = Attempts(count)
+        log.warning("consumer %s: the last hub ended while it had %s in hand; that counts as an attempt", name, key)
 
     def _start_ms(self, since: Since) -> int:
         if since.time_ms is not None:
@@ -174,6 +213,9 @@ class Delivery(threading.Thread):
         if moved:
             self._source.store.save(self.cursor, moved)
             self._committed.update(moved)
+            for key in [key for key in list(self._attempts) if is_behind(key, self._committed)]:
+                self._source.dead.forget(self.enabled.name, key)
+                self._attempts.pop(key, None)
 
     # --- the thread --------------------------------------------------------------------------------------------
 
@@ -204,6 +246,9 @@ class Delivery(threading.Thread):
                     log.warning("consumer %s: stop() raised %s", self.enabled.name, _where(error))
             if self._loop is not None:
                 self._loop.close()
+            self._slot = [0]
+            if self._hand is not None:
+                self._hand.close()
 
     def _begin(self, consumer: Consumer) -> None:
         pause = self._retry_pause
@@ -231,6 +276,8 @@ class Delivery(threading.Thread):
                 self._take(item)
             if self._version != self._source.version:
                 self._endpoints_changed()
+            if self.requeue_asked:
+                self._work_on_requeued()
             if self._behind:
                 self._read_journals(wait=item is None)
             elif item is None:
@@ -410,13 +457,21 @@ class Delivery(threading.Thread):
     # --- one message -------------------------------------------------------------------------------------------
 
     def _work(self, messages: Sequence[Message]) -> None:
-        consume = self._consume
+        if not messages:
+            return
+        consume, slot = self._consume, self._slot
         delivered = 0
+        if self._hand is not None:
+            self._hand.stream(messages[0].endpoint, messages[0].epoch)
         try:
             for message in messages:
                 if self._stopping:
                     raise _Stopped
+                if self._attempts and not self._may_try(message):
+                    self._done = message
+                    continue
                 self.current = message
+                slot[0] = message.sequence
                 try:
                     result = consume(message)
                     if result is not None:
@@ -429,13 +484,33 @@ class Delivery(threading.Thread):
                 self._done = message
         finally:
             self.current = None
+            slot[0] = 0
             self.stats.delivered += delivered
 
-    def _failed(self, message: Message, error: BaseException) -> bool:
-        """Do what *error* calls for until the message is done with; return whether the consumer took it in the end."""
-        name, stats = self.enabled.name, self.stats
-        attempt = 1
+    def _may_try(self, message: Message) -> bool:
+        """Return whether a message, perhaps one that was tried by a hub before this one, is to be given at all."""
+        known = self._attempts.get(message.key)
+        if known is None:
+            return True
+        if known.settled:
+            return False
+        if known.count >= self.enabled.attempts:
+            reason = f"the hub ended, or was killed, while the consumer had it, for the last of {known.count} times"
+            self._bury(message, reason, "", known.count)
+            return False
+        return True
+
+    def _failed(self, message: Message, error: BaseException, letter: Letter | None = None) -> bool:
+        """Do what *error* calls for until the message is done with; return whether the consumer took it in the end.
+
+        *letter* is the dead letter that the message comes from, if it was requeued.
+        """
+        name, stats, slot = self.enabled.name, self.stats, self._slot
+        in_hand = slot[0]
+        before = letter.tries if letter is not None else self._attempts.get(message.key, Attempts(0)).count
+        attempt = before + 1
         while True:
+            slot[0] = 0
             if isinstance(error, Retry):
                 stats.retried += 1
                 log.info("consumer %s: %s again in %.3g s: %s", name, message.key, error.after, error.reason)
@@ -443,28 +518,160 @@ class Delivery(threading.Thread):
             elif isinstance(error, Drop):
                 stats.dropped += 1
                 log.warning("consumer %s dropped %s (%s): %s", name, message.key, message.topic, error.reason)
+                self._forget_attempts(message, letter)
                 return False
             elif isinstance(error, Halt):
                 self._halt(error)
             else:
                 stats.failed += 1
-                what = f"consumer {name}: {message.key} ({message.topic}): {_where(error)}"
+                reason = _where(error)
+                what = f"consumer {name}: {message.key} ({message.topic}): {reason}"
                 if attempt >= self.enabled.attempts:
-                    stats.gave_up += 1
-                    log.error("%s; gave up after %d attempts, the message is skipped", what, attempt)
+                    self._bury(message, reason, "".join(traceback.format_exception(error)), attempt)
                     return False
+                self._note_attempt(message, letter, attempt)
                 # jitter, so that many consumers do not come back to a weak server in step
-                pause = min(_LONGEST_PAUSE, self._retry_pause * 2.0 ** (attempt - 1)) * random.uniform(0.75, 1.25)
+                pause = min(_LONGEST_PAUSE, self._retry_pause * 2.0 ** min(attempt - 1, 30)) * random.uniform(
+                    0.75, 1.25
+                )
                 log.warning("%s; attempt %d of %d, again in %.3g s", what, attempt, self.enabled.attempts, pause)
                 log.debug("%s", "".join(traceback.format_exception(error)))
                 attempt += 1
             self._pause(pause)
+            slot[0] = in_hand
             try:
                 self._settle(self._consume(message))
             except BaseException as again:
                 error = again
             else:
+                slot[0] = 0
+                self._forget_attempts(message, letter)
                 return True
+
+    # --- attempts and dead letters -----------------------------------------------------------------------------
+
+    def _note_attempt(self, message: Message, letter: Letter | None, count: int) -> None:
+        """Write down that the message was tried in vain *count* times, so that a restart does not begin anew."""
+        try:
+            if letter is not None:
+                self._source.dead.tried_again(letter, count)
+            else:
+                self._source.dead.tried(self.enabled.name, message.key, count)
+                self._attempts[message.key] = Attempts(count)
+        except Fenced as error:
+            self._fenced(error)
+        except FedbusError as error:
+            log.error("consumer %s: a restart would try %s anew: %s", self.enabled.name, message.key, error)
+
+    def _forget_attempts(self, message: Message, letter: Letter | None) -> None:
+        try:
+            if letter is None and self._attempts.pop(message.key, None) is not None:
+                self._source.dead.forget(self.enabled.name, message.key)
+        except Fenced as error:
+            self._fenced(error)
+        except FedbusError as error:
+            log.error("consumer %s: the attempts of %s are not forgotten: %s", self.enabled.name, message.key, error)
+
+    def _bury(self, message: Message, reason: str, trace: str, attempts: int) -> None:
+        """Make a dead letter of *message*; return when it is kept, however long that takes: nothing is just skipped."""
+        name, source = self.enabled.name, self._source
+        pause, said_at = self._retry_pause, float("-inf")
+        while True:
+            try:
+                source.dead.bury(
+                    name,
+                    message,
+                    reason=reason,
+                    traceback=trace,
+                    attempts=attempts,
+                    at_ms=int(source.clock.wall() * 1000),
+                    most=self._options.dead_messages,
+                    most_bytes=self._options.dead_bytes,
+                )
+            except Fenced as error:
+                self._fenced(error)
+            except FedbusError as error:
+                self.failure = f"{message.key} has failed and cannot be made a dead letter: {error}"
+                if source.clock.monotonic() - said_at > _SAID_AGAIN:
+                    said_at = source.clock.monotonic()
+                    log.error("consumer %s waits: %s", name, self.failure)
+                self._pause(pause)
+                pause = min(_LONGEST_PAUSE, pause * 2)
+                continue
+            break
+        self.failure = ""
+        self._attempts[message.key] = Attempts(attempts, settled=True)
+        self.stats.gave_up += 1
+        log.error(
+            "consumer %s: %s (%s): %s; gave up after %d attempts, it is a dead letter: see `fedbus dead list`",
+            name,
+            message.key,
+            message.topic,
+            reason,
+            attempts,
+        )
+
+    def _work_on_requeued(self) -> None:
+        """Give the consumer those of its dead letters that people have requeued."""
+        self.requeue_asked = False
+        name, dead = self.enabled.name, self._source.dead
+        try:
+            for letter in dead.requeued(name):
+                if self._stopping:
+                    raise _Stopped
+                message = self._reopen(letter)
+                if message is not None and self._work_on_letter(letter, message):
+                    dead.resolve(letter)
+        except Fenced as error:
+            self._fenced(error)
+        except FedbusError as error:
+            log.error("consumer %s: dead letters that were requeued have to wait: %s", name, error)
+
+    def _work_on_letter(self, letter: Letter, message: Message) -> bool:
+        """Return whether the letter is done with; otherwise it is a dead letter again."""
+        if letter.tries >= self.enabled.attempts:
+            self._bury(message, "the hub ended while the consumer had it, again and again", "", letter.tries)
+            return False
+        if self._hand is not None:
+            self._hand.stream(message.endpoint, message.epoch)
+        self.stats.requeued += 1
+        gave_up = self.stats.gave_up
+        self.current = message
+        self._slot[0] = message.sequence | REQUEUED
+        try:
+            self._settle(self._consume(message))
+        except BaseException as error:
+            if not self._failed(message, error, letter):
+                return self.stats.gave_up == gave_up  # what the consumer drops is done with too
+        finally:
+            self.current = None
+            self._slot[0] = 0
+        self.stats.delivered += 1
+        return True
+
+    def _reopen(self, letter: Letter) -> Message | None:
+        """Return the message of a dead letter, verified as of the time at which it died; None if it does not verify."""
+        source = self._source
+        found = source.dead.get(letter.id)
+        if found is None:
+            return None  # dropped in the meantime
+        try:
+            parcel = parcels.decode(found[1].parcel, parcel_bytes=len(found[1].parcel))
+            identity = verify_parcel(source.verifier, parcel, at=letter.died_at_ms / 1000)
+            refused: list[Refused] = []
+            messages = list(open_parcel(parcel, identity.name, source.limits, refused.append))
+            if refused:
+                raise refused[0]
+            (message,) = messages
+        except Refused as error:
+            log.error("consumer %s: dead letter %d is not delivered: %s", self.enabled.name, letter.id, error)
+            source.dead.refuse(letter, f"requeued, but it does not verify: {error}")
+            return None
+        return message
+
+    def _fenced(self, error: Fenced) -> NoReturn:
+        log.error("consumer %s: %s", self.enabled.name, error)
+        self._halt(Halt(1, str(error)))
 
     def _halt(self, halt: Halt) -> NoReturn:
         self._on_halt(self.enabled.name, halt)

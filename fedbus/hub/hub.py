@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 _TICK = 0.25  # seconds between two rounds of the hub's own thread
 _WATCH_SECONDS = 1.0
+_DEAD_SECONDS = 1.0  # between two looks whether people have requeued or dropped dead letters
 _SAID_AGAIN = 30.0  # seconds between two lines about a cursor store that refuses
 
 
@@ -81,6 +82,8 @@ class Hub:
         self._closed = False
         self._commit_at = 0.0
         self._watch_at = 0.0
+        self._dead_at = 0.0
+        self._dead_version: tuple[int, int] | None = None
         self._store_failure = ""
         self._store_said_at = float("-inf")
         self._busy: dict[str, tuple[Message, float]] = {}  # what each consumer had in hand, and since when
@@ -112,7 +115,7 @@ class Hub:
                 feed=feed,
                 through=self.intake.through,
                 started_ms=started_ms,
-                retry_pause=self.options.retry_pause,
+                options=self.options,
                 on_halt=self._on_halt,
             )
             try:
@@ -175,6 +178,9 @@ class Hub:
             self._watch_at = now + _WATCH_SECONDS
             forced, self._reload_asked = self._reload_asked, False
             self._look_at_configuration(forced)
+        if now >= self._dead_at:
+            self._dead_at = now + _DEAD_SECONDS
+            self._look_at_dead_letters()
         for delivery in self.deliveries:
             message = delivery.current
             if message is None:
@@ -299,6 +305,23 @@ class Hub:
             log.warning("cursors are written again")
             self._store_said_at = float("-inf")
         self._store_failure = failure
+
+    def _look_at_dead_letters(self) -> None:
+        dead = self.source.dead
+        try:
+            version = dead.version
+            if version == self._dead_version:
+                return
+            for delivery in self.deliveries:
+                delivery.dead = dead.held(delivery.enabled.name)
+                if delivery.dead.requeued and not delivery.requeue_asked:
+                    delivery.requeue_asked = True
+                    delivery.feed.wake()
+            self._dead_version = version
+        except FedbusError as error:
+            if self._dead_version is not None:
+                log.error("dead letters that are requeued have to wait: %s", error)
+            self._dead_version = None
 
     def _look_at_configuration(self, forced: bool) -> None:
         assert self._watch is not None

@@ -56,8 +56,26 @@ def of_hub(hub: Hub) -> str:
             Family(
                 "fedbus_consumer_gave_up_total",
                 "counter",
-                "Messages skipped after the last try.",
+                "Messages made dead letters after the last try.",
                 each("gave_up"),
+            ),
+            Family(
+                "fedbus_consumer_requeued_total",
+                "counter",
+                "Dead letters that were given to it once more.",
+                each("requeued"),
+            ),
+            Family(
+                "fedbus_consumer_dead_messages",
+                "gauge",
+                "Dead letters that it has; at most hub.dead_messages.",
+                [({"consumer": one.enabled.name}, one.dead.count) for one in deliveries],
+            ),
+            Family(
+                "fedbus_consumer_dead_bytes",
+                "gauge",
+                "Their size; at most hub.dead_bytes.",
+                [({"consumer": one.enabled.name}, one.dead.size) for one in deliveries],
             ),
             Family("fedbus_consumer_lost_total", "counter", "Reports of lost messages.", each("lost")),
             Family(

@@ -19,6 +19,8 @@ class HubOptions:
     queue_bytes: int = 64 * 2**20
     commit_interval: float = 1.0  # seconds between two writes of a cursor: what a crash makes come again
     retry_pause: float = 1.0  # seconds before the first new try of a message that failed; each later one is longer
+    dead_messages: int = 10_000  # dead letters of one consumer; where no more fit it waits, and gives nothing up
+    dead_bytes: int = 256 * 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

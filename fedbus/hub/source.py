@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import zmq
 
 from fedbus.clock import Clock
+from fedbus.hub.dead import DeadLetters
 from fedbus.journal.cursors import CursorStore
 from fedbus.model.limits import Limits
 from fedbus.model.position import Cursor
@@ -34,6 +36,9 @@ class Source:
     context: zmq.Context[zmq.Socket[bytes]]
     clock: Clock
     store: CursorStore
+    dead: DeadLetters
+    hands: Path
+    """The folder of the notes of what each consumer has in hand."""
     local: Callable[[str], StreamHome | None]
     parse_since: Callable[[str], tuple[Since, Cursor]]
     """From the text that people write; raises ValueError."""

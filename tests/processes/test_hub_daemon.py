@@ -98,6 +98,47 @@ def test_a_hub_killed_again_and_again_redelivers_what_was_not_committed_and_lose
     assert all(got[place] <= got[place - 1] for place in back)
 
 
+@pytest.mark.fault("F8")
+def test_a_message_that_takes_the_hub_down_with_it_does_so_a_known_number_of_times(bus_folder, spawn, koji, record):
+    file, out = record(before="message.body['i'] == 3 and os.kill(os.getpid(), 9)")
+    file.write_text(file.read_text().replace('topics = ("#",)', 'topics = ("#",)\n    since = "beginning"'))
+    publish(koji, 1, 5)
+    for _ in range(4):
+        hub: Running = spawn("hub", "--consumer", file, config=bus_folder)
+        assert hub.wait() == -signal.SIGKILL
+    hub = spawn("hub", "--consumer", file, config=bus_folder)
+    wait_until(lambda: set(numbers(out)) == {1, 2, 4, 5}, 30, "the messages behind it")
+    hub.send(signal.SIGTERM)
+    assert hub.wait() == 0
+    with Bus.open(bus_folder) as bus:
+        (letter,) = bus.dead.list()
+        assert (letter.consumer, letter.key.sequence, letter.attempts) == ("record", 3, 4)
+        assert "while the consumer had it" in letter.reason
+
+
+@pytest.mark.fault("F8")
+def test_a_kill_between_the_dead_letter_and_the_cursor_makes_one_letter_and_no_further_call(
+    bus_folder, spawn, koji, record
+):
+    file, _ = record(before="print('called', flush=True) or 1 / 0")
+    file.write_text(file.read_text().replace('topics = ("#",)', 'topics = ("#",)\n    since = "beginning"'))
+    (bus_folder / "50-hub.yaml").write_text("hub: {retry_pause: 10ms}\n")
+    (bus_folder / "50-hub.yaml").chmod(0o600)
+    publish(koji, 1, 1)
+    hub: Running = spawn(
+        "hub", "--consumer", file, config=bus_folder, environment={"FEDBUS_FAILPOINTS": "dead.buried.after=kill"}
+    )
+    assert hub.wait() == -signal.SIGKILL
+    assert hub.out.count("called") == 4
+    hub = spawn("hub", "--consumer", file, config=bus_folder)
+    with Bus.open(bus_folder) as bus:
+        wait_until(lambda: bus.cursors.load("hub.record").get(KOJI), what="the cursor behind it")
+        assert len(bus.dead.list()) == 1
+    hub.send(signal.SIGTERM)
+    assert hub.wait() == 0
+    assert "called" not in hub.out
+
+
 @pytest.mark.fault("F20")
 def test_term_in_a_burst_lets_the_message_in_hand_finish_and_ends_with_0(bus_folder, spawn, koji, record, tmp_path):
     file, out = record(before="time.sleep(0.01)")

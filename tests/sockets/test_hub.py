@@ -201,7 +201,7 @@ def test_a_queue_that_overflows_is_refilled_from_the_journal(bus):
         wait_until(lambda: len(slow.seen) >= 2000)
         wait_until(lambda: hub.deliveries[0].stats.caught_up, what="the slow one on the feed again")
         publish(koji, 2001, 2100)
-        wait_until(lambda: len(slow.seen) >= 2100)
+        wait_until(lambda: len(slow.seen) >= 2100 and len(quick.seen) >= 2100)
     assert slow.numbers() == quick.numbers() == list(range(1, 2101))
 
 
@@ -284,6 +284,7 @@ def test_other_errors_are_tried_a_known_number_of_times_then_the_next_message_co
     assert (stats.delivered, stats.failed, stats.gave_up) == (2, 4, 1)
     assert cursor(bus, "collect")[KOJI].sequence == 3
     (line,) = [record.getMessage() for record in caplog.records if "gave up after 4 attempts" in record.getMessage()]
+    assert "it is a dead letter" in line
     assert "SystemExit: no way" in line
     assert "test_hub.py" in line
 
