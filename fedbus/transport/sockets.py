@@ -22,7 +22,11 @@ SUBSCRIPTION_BYTES = 1024  # a topic has at most 255; a larger subscription drop
 # thread refills the queue as fast as it is read: whoever floods then keeps the publisher's thread for as long as it
 # pleases (seconds with 1000 of them, none with 16).
 SUBSCRIPTION_HWM = 16
-HEARTBEAT_MS = 5_000  # ZMTP pings: a half-open connection is given up after two of them
+# ZMTP pings, of sockets that bind: a half-open connection is given up after two of them. Those that connect send none:
+# a connection whose queue is full is not read, so no answer is seen, it is given up as dead, and when the queue then
+# has room again libzmq 4.3 ends the process ("Assertion failed: _input_stopped", zeromq/libzmq#3937). A reader has the
+# endpoint's beats to tell by.
+HEARTBEAT_MS = 5_000
 HANDSHAKE_MS = 10_000  # a handshake over a link of 2 s delay takes 8
 CONNECT_HANDSHAKE_MS = 20_000  # the side that connects has begun earlier, and nobody can tie up its descriptors
 CONNECT_MS = 10_000  # left to itself, a kernel tries for two minutes, with a minute between its last two tries
@@ -153,14 +157,17 @@ def close_monitored(socket: zmq.Socket[bytes], pair: zmq.Socket[bytes]) -> None:
 
 def _common(socket: zmq.Socket[bytes], address: str, *, linger: float) -> None:
     socket.linger = int(linger * 1000)
-    socket.set(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
-    socket.set(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_MS)
     socket.set(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
     socket.set(zmq.TCP_KEEPALIVE, 1)
     parsed = Address.parse(address)
     # a name may resolve to IPv6 only; with the option set libzmq tries both families
     if parsed.scheme == "tcp" and (parsed.is_ipv6 or not parsed.host.replace(".", "").isdigit()):
         socket.ipv6 = True
+
+
+def _send_heartbeats(socket: zmq.Socket[bytes]) -> None:
+    socket.set(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+    socket.set(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_MS)
 
 
 def _bind(socket: zmq.Socket[bytes], address: str, endpoint: Endpoint) -> None:
@@ -214,6 +221,7 @@ def publish_socket(
         before_bind(socket)
     for offer in offers:
         _common(socket, offer.publish, linger=1.0)
+        _send_heartbeats(socket)
         _secure_server(socket, offer.secret)
         _bind(socket, offer.publish, endpoint)
     return socket
@@ -242,6 +250,7 @@ def replay_socket(
         before_bind(socket)
     for offer in offers:
         _common(socket, offer.replay, linger=1.0)
+        _send_heartbeats(socket)
         _secure_server(socket, offer.secret)
         _bind(socket, offer.replay, endpoint)
     return socket
@@ -256,8 +265,6 @@ def subscribe_socket(
     socket.ipv6 = True
     socket.set(zmq.RCVHWM, hwm)
     socket.set(zmq.MAXMSGSIZE, frame_bytes)
-    socket.set(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
-    socket.set(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_MS)
     socket.set(zmq.HANDSHAKE_IVL, CONNECT_HANDSHAKE_MS)
     socket.set(zmq.CONNECT_TIMEOUT, CONNECT_MS)
     socket.set(zmq.TCP_KEEPALIVE, 1)

@@ -1,12 +1,15 @@
-"""Monitors of connections: closing one never stops libzmq's own thread."""
+"""What libzmq itself does not survive: monitors closed too early, heartbeats of a reader that is busy."""
 
 from __future__ import annotations
 
 import random
 import socket as bsd
+import subprocess
+import sys
 import threading
 import time
 
+import pytest
 import zmq
 
 from fedbus.transport import sockets
@@ -48,3 +51,60 @@ def test_closing_a_connection_as_it_ends_leaves_all_others_alone() -> None:
     thread.join(10.0)
     server.close()
     context.term()
+
+
+@pytest.mark.fault("F7")
+def test_who_connects_sends_no_heartbeats_as_libzmq_would_end_a_busy_reader_over_them() -> None:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    live = sockets.subscribe_socket(context, hwm=10, endpoints=1, frame_bytes=10_000)
+    fetching = sockets.fetch_socket(context, "tcp://127.0.0.1:1", frame_bytes=10_000)
+    assert [one.get(zmq.HEARTBEAT_IVL) for one in (live, fetching)] == [0, 0]
+    live.close(0)
+    fetching.close(0)
+    context.term()
+
+
+# without heartbeats; with them, of 200 ms, this ends in the first seconds
+SLOW = """
+import sys, threading, time, zmq
+from fedbus.transport import sockets
+
+there, here = zmq.Context(), zmq.Context()
+publish = there.socket(zmq.PUB)
+address = f"tcp://127.0.0.1:{publish.bind_to_random_port('tcp://127.0.0.1')}"
+reader = sockets.subscribe_socket(here, hwm=100, endpoints=1, frame_bytes=100_000)
+reader.subscribe(b"")
+if sys.argv[1] == "heartbeats":
+    reader.set(zmq.HEARTBEAT_IVL, 200)
+    reader.set(zmq.HEARTBEAT_TIMEOUT, 200)
+publish.set(zmq.HEARTBEAT_IVL, 200)
+publish.set(zmq.HEARTBEAT_TIMEOUT, 200)
+sockets.connect(reader, address, server="", pair=None)
+
+def send():
+    while True:
+        for _ in range(50):
+            publish.send(b"x" * 5000)
+        time.sleep(0.002)
+
+threading.Thread(target=send, daemon=True).start()
+for _ in range(6):
+    until = time.monotonic() + 0.2
+    while time.monotonic() < until:
+        if reader.poll(10):
+            reader.recv(zmq.NOBLOCK)
+    time.sleep(0.7)
+    for _ in range(55):
+        if reader.poll(0):
+            reader.recv(zmq.NOBLOCK)
+sys.stdout.write("alive")
+sys.stdout.flush()
+import os
+os._exit(0)
+"""
+
+
+@pytest.mark.fault("F7")
+def test_a_reader_that_is_busy_for_long_is_alive_when_it_reads_on() -> None:
+    done = subprocess.run([sys.executable, "-c", SLOW, "none"], capture_output=True, timeout=60, check=False)
+    assert done.stdout == b"alive", done.stderr.decode()
