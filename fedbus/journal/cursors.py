@@ -36,6 +36,7 @@ class CursorStore:
         self.path = path
         self._connection: sqlite3.Connection | None = connection
         self._turn = threading.Lock()
+        self._patience = _BUSY_SECONDS  # as the connection has it
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -71,12 +72,16 @@ class CursorStore:
         self.close()
 
     @contextmanager
-    def _transaction(self, doing: str, begin: str) -> Iterator[sqlite3.Connection]:
+    def _transaction(self, doing: str, begin: str, patience: float | None = None) -> Iterator[sqlite3.Connection]:
         with self._turn:
             connection = self._connection
             if connection is None:
                 raise JournalError(f"the cursors in {self.path} are closed; open them again")
             try:
+                wanted = _BUSY_SECONDS if patience is None else patience
+                if wanted != self._patience:
+                    connection.execute(f"PRAGMA busy_timeout = {int(wanted * 1000)}")
+                    self._patience = wanted
                 connection.execute(begin)
                 try:
                     yield connection
@@ -95,10 +100,19 @@ class CursorStore:
             _check_rows(rows)
         return {endpoint: Position(epoch, sequence) for _, endpoint, epoch, sequence, _ in rows}
 
-    def save(self, name: str, positions: Mapping[str, Position], token: int = 0, *, force: bool = False) -> None:
+    def save(
+        self,
+        name: str,
+        positions: Mapping[str, Position],
+        token: int = 0,
+        *,
+        force: bool = False,
+        patience: float | None = None,
+    ) -> None:
         """Keep *positions* (by endpoint) for cursor *name*, all or none; other endpoints' places stay.
 
-        Within an epoch a place never moves back, unless *force* says that it should.
+        Within an epoch a place never moves back, unless *force* says that it should. *patience* is how many seconds to
+        wait for another process that is writing, if not ten.
 
         Raises:
             Fenced: A holder of a higher token has saved this cursor; step down.
@@ -108,7 +122,7 @@ class CursorStore:
             if not 0 <= position.sequence <= _LARGEST:
                 raise JournalError(f"cursor {name!r}: {position.sequence} is no sequence of endpoint {endpoint!r}")
         keep = "" if force else "WHERE excluded.epoch <> cursor.epoch OR excluded.sequence > cursor.sequence"
-        with self._transaction("write", "BEGIN IMMEDIATE") as connection:
+        with self._transaction("write", "BEGIN IMMEDIATE", patience) as connection:
             if ARMED:
                 hit("cursor.commit.before")
             self._fence(connection, name, token)

@@ -19,7 +19,7 @@ from types import TracebackType
 import zmq
 
 from fedbus.clock import Clock
-from fedbus.errors import ForkedError, LossError, Reason, Refused, WireError
+from fedbus.errors import ForkedError, JournalError, LossError, Reason, Refused, WireError
 from fedbus.journal.cursors import CursorStore
 from fedbus.model.limits import Limits
 from fedbus.model.message import Message
@@ -50,6 +50,8 @@ _MESSAGES = 256  # returned by one receive(), at most
 _LISTENED_SECONDS = 1.0  # one look at the sockets is worth no more, however long the user was busy before it
 _WATCH_SECONDS = 0.5
 _SHAKE_SECONDS = (1.0, 8.0)  # between two tries of a connection whose handshake the other side has refused
+_COMMIT_PATIENCE = 0.25  # seconds that reading waits for a cursor store that another process keeps busy
+_COMMIT_AGAIN = 5.0  # the longest pause, besides commit_interval, until a store that refused is tried again
 _PARKED = 1000  # readers of endpoints that were removed, at most
 
 
@@ -128,6 +130,7 @@ class Subscriber:
         self._watch_seconds = min(_WATCH_SECONDS, options.silence / 4)
         self._refresh_at = clock.monotonic() + options.refresh_interval
         self._committed: Cursor = {}
+        self._commit_failures = 0  # in a row, in passing
         self._commit_at = clock.monotonic() + options.commit_interval
         self._stopped = False
         self._closed = False
@@ -271,13 +274,30 @@ class Subscriber:
             JournalError: The store cannot be written.
             Fenced: A hub with a newer lease has written it.
         """
+        self._commit(None)
+
+    def _commit(self, patience: float | None) -> None:
         self._commit_at = self._clock.monotonic() + self._options.commit_interval
         if self._store is None or self.cursor is None:
             return
         moved = {name: place for name, place in self.positions().items() if self._committed.get(name) != place}
         if moved:
-            self._store.save(self.cursor, moved)
+            self._store.save(self.cursor, moved, patience=patience)
             self._committed.update(moved)
+            if self._commit_failures:
+                self._commit_failures = 0
+                log.warning("cursor %s is written again", self.cursor)
+
+    def _commit_in_passing(self) -> None:
+        """Write the cursor if that is possible now; if not, there is no reason to stop reading."""
+        try:
+            self._commit(_COMMIT_PATIENCE)
+        except JournalError as error:
+            interval = self._options.commit_interval
+            self._commit_failures += 1
+            self._commit_at += min(_COMMIT_AGAIN, interval * 2.0 ** min(self._commit_failures, 10))
+            if self._commit_failures == 1:
+                log.error("cursor %s is not written, so a crash now would repeat messages: %s", self.cursor, error)
 
     @property
     def caught_up(self) -> bool:
@@ -399,7 +419,7 @@ class Subscriber:
             current[0].finished(current[1])
             self._current = None
             if self._store is not None and self._clock.monotonic() >= self._commit_at:
-                self.commit()
+                self._commit_in_passing()
 
     def _report(self, loss: Loss) -> None:
         if self._strict:
@@ -536,7 +556,7 @@ class Subscriber:
                 elif link.may_have_moved and link.address not in self._names.addresses(link.endpoint.publish):
                     self._connect(link)  # the question that the last attempt has asked has an answer now
         if self._store is not None and self._current is None and now >= self._commit_at:
-            self.commit()
+            self._commit_in_passing()
 
     def _watch_handshakes(self, now: float) -> None:
         """Tell why an endpoint cannot be heard, and connect it anew where libzmq has given up: it may change its mind.
