@@ -101,6 +101,7 @@ def _run(
         only=only,
         since=since,
         origins=settings.origins,
+        limits=settings.limits,
     )
     for problem in found.problems:
         log.error("consumer not loaded: %s", problem)

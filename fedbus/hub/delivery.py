@@ -18,6 +18,7 @@ from fedbus.hub.consumer import Consumer, Drop, Halt, Retry
 from fedbus.hub.dead import Attempts, Held, Letter, is_behind
 from fedbus.hub.feed import Feed, Item
 from fedbus.hub.inhand import REQUEUED, InHand
+from fedbus.hub.isolated import ChildEnded, ChildFailed
 from fedbus.hub.options import HubOptions
 from fedbus.hub.source import Source
 from fedbus.model.message import Message, MessageKey
@@ -511,6 +512,8 @@ class Delivery(threading.Thread):
         attempt = before + 1
         while True:
             slot[0] = 0
+            if self._stopping and isinstance(error, ChildEnded):
+                raise _Stopped  # it was we who ended it, at the deadline
             if isinstance(error, Retry):
                 stats.retried += 1
                 log.info("consumer %s: %s again in %.3g s: %s", name, message.key, error.after, error.reason)
@@ -527,7 +530,7 @@ class Delivery(threading.Thread):
                 reason = _where(error)
                 what = f"consumer {name}: {message.key} ({message.topic}): {reason}"
                 if attempt >= self.enabled.attempts:
-                    self._bury(message, reason, "".join(traceback.format_exception(error)), attempt)
+                    self._bury(message, reason, _trace(error), attempt)
                     return False
                 self._note_attempt(message, letter, attempt)
                 # jitter, so that many consumers do not come back to a weak server in step
@@ -535,7 +538,7 @@ class Delivery(threading.Thread):
                     0.75, 1.25
                 )
                 log.warning("%s; attempt %d of %d, again in %.3g s", what, attempt, self.enabled.attempts, pause)
-                log.debug("%s", "".join(traceback.format_exception(error)))
+                log.debug("%s", _trace(error))
                 attempt += 1
             self._pause(pause)
             slot[0] = in_hand
@@ -690,15 +693,28 @@ class Delivery(threading.Thread):
         if inspect.isawaitable(result):
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
-            self._loop.run_until_complete(_await(result))
+            self._loop.run_until_complete(_await(result, self.enabled.timeout))
 
 
-async def _await(result: Any) -> None:
-    await result
+async def _await(result: Any, timeout: float) -> None:
+    try:
+        async with asyncio.timeout(timeout) as limit:
+            await result
+    except TimeoutError as error:
+        if limit.expired():
+            raise TimeoutError(f"it was not done within its timeout of {timeout:g} s, and was cancelled") from error
+        raise
+
+
+def _trace(error: BaseException) -> str:
+    """Return the traceback's text; of an error in another process that which it had there."""
+    return error.trace if isinstance(error, ChildFailed) else "".join(traceback.format_exception(error))
 
 
 def _where(error: BaseException) -> str:
     """Return an error's class, text and the place in the consumer that raised it, for one line."""
+    if isinstance(error, ChildFailed):
+        return error.text
     frames = traceback.extract_tb(error.__traceback__)
     place = next((frame for frame in reversed(frames) if "/fedbus/hub/" not in frame.filename), None)
     at = f" ({place.filename}:{place.lineno})" if place else ""

@@ -15,6 +15,7 @@ from fedbus.hub.delivery import Delivery, Enabled
 from fedbus.hub.feed import Feed
 from fedbus.hub.http import status_server
 from fedbus.hub.intake import Intake
+from fedbus.hub.isolated import Isolated
 from fedbus.hub.options import HubOptions
 from fedbus.hub.source import Source
 from fedbus.hub.watch import Watch
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 
 _TICK = 0.25  # seconds between two rounds of the hub's own thread
 _WATCH_SECONDS = 1.0
+_KILL_SECONDS = 2.0  # that it takes a consumer's thread to notice that its process was killed
 _DEAD_SECONDS = 1.0  # between two looks whether people have requeued or dropped dead letters
 _SAID_AGAIN = 30.0  # seconds between two lines about a cursor store that refuses
 
@@ -206,12 +208,16 @@ class Hub:
             if thread.ident is not None:
                 thread.join(max(0.0, deadline - clock.monotonic()))
         for delivery in self.unfinished():
+            message, isolated = delivery.current, delivery.enabled.consumer
             log.warning(
                 "consumer %s has not finished %s within %g s; it will get the message again",
                 delivery.enabled.name,
-                delivery.current.key if delivery.current is not None else "its stop()",
+                message.key if message is not None else "its stop()",
                 self.options.drain_timeout,
             )
+            if isinstance(isolated, Isolated):
+                isolated.kill()  # then its thread ends
+                delivery.join(_KILL_SECONDS)
         if self.intake is not None and self.intake.ident is None:
             self.intake.subscriber.close()
         self._commit(clock.monotonic(), last=True)
@@ -271,8 +277,9 @@ class Hub:
             found.append("stopping")
         for delivery in self.deliveries:
             enabled = delivery.enabled
-            if delivery.failure:
-                found.append(f"consumer {enabled.name}: {delivery.failure}")
+            failure = delivery.failure or (enabled.consumer.failure if isinstance(enabled.consumer, Isolated) else "")
+            if failure:
+                found.append(f"consumer {enabled.name}: {failure}")
             elif not delivery.caught_up:
                 found.append(f"consumer {enabled.name}: not caught up")
             busy = self._busy.get(enabled.name)

@@ -41,6 +41,8 @@ class ConsumerSettings:
     ordered_by: str = "stream"
     batch: int = 1
     timeout: float = 60.0  # seconds for one call
+    isolation: str = "thread"  # or "process": a process of its own, which may crash, hang and leak
+    memory_bytes: int = 0  # of that process, resident; it is started anew beyond; 0: not watched
     attempts: int = 4  # the first try and three more; then the message is given up
     settings: Mapping[str, Any] = field(default_factory=dict)
     origin: str = ""

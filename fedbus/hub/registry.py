@@ -25,7 +25,9 @@ import jsonschema
 from fedbus.errors import ConfigError
 from fedbus.hub.consumer import MARK, Callback, Consumer, Declaration, check_name, name_of
 from fedbus.hub.delivery import Enabled
+from fedbus.hub.isolated import Isolated
 from fedbus.hub.options import ConsumerSettings
+from fedbus.model.limits import Limits
 from fedbus.model.message import Message
 
 log = logging.getLogger(__name__)
@@ -59,6 +61,7 @@ def find(
     only: Sequence[str] = (),
     since: str | None = None,
     origins: Mapping[str, str] | None = None,
+    limits: Limits | None = None,
 ) -> Found:
     """Load the *configured* consumers and those in *files* (``FILE[:NAME]``), of these the ones named in *only*.
 
@@ -81,7 +84,9 @@ def find(
             )
             continue
         try:
-            found.consumers.append(_configured(one, folder, since, origins or {}))
+            found.consumers.append(
+                load_configured(one, folder=folder, since=since, origins=origins or {}, limits=limits or Limits())
+            )
         except ConfigError as error:
             found.problems += error.problems
     known = {one.name for one in asked} | set(configured)
@@ -137,10 +142,31 @@ def enable(consumer: Consumer | Callable[[Message], object]) -> Enabled:
 # --- what the configuration names ------------------------------------------------------------------------------
 
 
-def _configured(
-    wanted: ConsumerSettings, folder: Path | None, since: str | None, origins: Mapping[str, str]
+def load_configured(
+    wanted: ConsumerSettings,
+    *,
+    folder: Path | None,
+    since: str | None,
+    origins: Mapping[str, str],
+    limits: Limits | None = None,
 ) -> Enabled:
+    """Load one consumer, in a process of its own where it is to have one; *limits* are for the messages there.
+
+    Raises:
+        ConfigError: It cannot be loaded, or its settings are not what it takes.
+    """
     where = f"{wanted.origin}: consumer {wanted.name!r}"
+    if wanted.isolation == "process":
+        isolated = Isolated(wanted, folder=folder, since=since, origins=origins, limits=limits or Limits())
+        return Enabled(
+            name=wanted.name,
+            consumer=isolated,
+            topics=isolated.topics,
+            since=isolated.since,
+            attempts=wanted.attempts,
+            timeout=wanted.timeout,
+            origin=wanted.origin,
+        )
     if (wanted.workers, wanted.batch, wanted.ordered_by) != (1, 1, "stream"):
         log.warning("%s: workers, batch and ordered_by are not in this release: one message at a time, in order", where)
     candidates, chosen = _resolve(wanted, folder, where)

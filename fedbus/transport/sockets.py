@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
+import struct
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -297,3 +299,16 @@ def fetch_socket(
         socket.close(0)
         raise
     return socket
+
+
+def process_pair(seconds: float) -> tuple[socket.socket, socket.socket]:
+    """Return two connected ends, ours and that of a process of ours.
+
+    Ours gives up with BlockingIOError when a read or write that has begun stands still for *seconds*: a process that is
+    out of order must not hold us up.
+    """
+    ours, theirs = socket.socketpair()
+    limit = struct.pack("ll", int(seconds), int(seconds % 1 * 1_000_000))  # struct timeval of the C library
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+    return ours, theirs

@@ -342,6 +342,27 @@ def test_an_async_consumer_is_awaited_before_the_next_message(bus):
     assert order == ["begin 1", "end 1", "begin 2", "end 2"]
 
 
+@pytest.mark.fault("F8")
+def test_an_async_consumer_that_hangs_is_cancelled_at_its_timeout_and_the_next_message_comes(bus):
+    seen: list[int] = []
+
+    class Hanging(Collect):
+        async def consume(self, message: Message) -> None:  # type: ignore[override]
+            import asyncio
+
+            if message.body["i"] == 1:
+                await asyncio.Event().wait()
+            seen.append(message.body["i"])
+
+    hanging = Enabled(name="hanging", consumer=Hanging(), topics=("#",), attempts=2, timeout=0.1)
+    with bus.publisher(KOJI) as koji, running(bus, hanging) as hub:
+        publish(koji, 1, 2)
+        wait_until(lambda: seen == [2])
+    assert hub.deliveries[0].stats.failed == 2
+    (letter,) = bus.dead.list()
+    assert "TimeoutError: it was not done within its timeout of 0.1 s" in letter.reason
+
+
 def test_what_retention_has_removed_is_told_to_each_consumer_in_its_place(bus_folder):
     (bus_folder / "50-journal.yaml").write_text("journal: {segment_bytes: 64KiB, retain_bytes: 256KiB}\n")
     (bus_folder / "50-journal.yaml").chmod(0o600)
