@@ -70,7 +70,9 @@ SAMPLE_SECONDS = 2.0
 TELL_SECONDS = 60.0
 WARM_PART = 1 / 3  # of a life, in which its queues and caches may still grow to their bounds
 JUDGED_SECONDS = 600.0  # a shorter life is only reported: its slope says how full a queue was
-FLAT_BYTES = 8 * 2**20  # that a life may grow after that, or a tenth of what it has
+# That a life may grow after that, or a tenth of what it has: whenever more readers are frozen or cut off than ever
+# before, the queues for them take some MiB, which the allocator keeps.
+FLAT_BYTES = 16 * 2**20
 FLAT_DESCRIPTORS = 8
 
 
