@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "publish": ("fedbus.cli.publish", "publish", "Publish messages from scripts and hooks."),
     "tail": ("fedbus.cli.tail", "tail", "Show the bus, as it happens or from the past."),
     "hub": ("fedbus.cli.hub", "hub", "Run consumers, each with a cursor of its own."),
+    "new-consumer": ("fedbus.cli.new_consumer", "new_consumer", "Write a working consumer, its test and its YAML."),
     "dead": ("fedbus.cli.dead", "dead", "Show, requeue and drop dead letters of the hub's consumers."),
     "journal": ("fedbus.cli.journal", "journal", "Show, verify, export and restore journals."),
     "relay": ("fedbus.cli.relay", "relay", "Take messages from hooks, scripts and web workers of this host."),

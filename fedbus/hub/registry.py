@@ -156,6 +156,8 @@ def load_configured(
         ConfigError: It cannot be loaded, or its settings are not what it takes.
     """
     where = f"{wanted.origin}: consumer {wanted.name!r}"
+    if (wanted.workers, wanted.batch, wanted.ordered_by) != (1, 1, "stream"):
+        log.warning("%s: workers, batch and ordered_by are not in this release: one message at a time, in order", where)
     if wanted.isolation == "process":
         isolated = Isolated(wanted, folder=folder, since=since, origins=origins, limits=limits or Limits())
         return Enabled(
@@ -167,8 +169,6 @@ def load_configured(
             timeout=wanted.timeout,
             origin=wanted.origin,
         )
-    if (wanted.workers, wanted.batch, wanted.ordered_by) != (1, 1, "stream"):
-        log.warning("%s: workers, batch and ordered_by are not in this release: one message at a time, in order", where)
     candidates, chosen = _resolve(wanted, folder, where)
     candidate = _one(candidates, chosen, wanted.name, f"{where}: {wanted.use}")
     settings = dict(wanted.settings)
