@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fedbus.clock import Clock
+from fedbus.config.files import Fingerprint
 from fedbus.config.settings import ConfigWatcher, Settings
 from fedbus.errors import FedbusError
 from fedbus.journal.options import JournalOptions
@@ -111,6 +112,7 @@ class Discovery:
         self._read_at = float("-inf")
         self._forced = False
         self._seen = () if self.watcher is None else self.watcher.seen  # as of the last look
+        self._refused_seen: Fingerprint | None = None  # which state of the files was refused last
         self._unsettled_at: float | None = None
         self._retry_at = float("inf")
         self._dns_version = 0
@@ -210,7 +212,7 @@ class Discovery:
             return
         forced, self._forced = self._forced, False
         seen = watcher.look()
-        if seen == watcher.seen and not forced and now < self._retry_at:
+        if seen in (watcher.seen, self._refused_seen) and not forced and now < self._retry_at:
             self._unsettled_at = None
             self._seen = seen
             return
@@ -226,19 +228,20 @@ class Discovery:
         self._read(watcher, now, patient=patient and not forced)
 
     def _read(self, watcher: ConfigWatcher, now: float, *, patient: bool) -> None:
-        again = watcher.look() == watcher.seen and now >= self._retry_at
+        again = self._seen == self._refused_seen and now >= self._retry_at
         self._read_at = now
         self._retry_at = float("inf")
         try:
             after = watcher.reload()
-            if patient and watcher.changed():
+            if patient and watcher.look() != self._seen:
                 raise _Changing
             self._take("configuration", after)
         except (FedbusError, OSError) as error:
-            if patient and watcher.changed():
+            if patient and watcher.look() != self._seen:
                 self._look_at = now + _SETTLE_SECONDS
                 return
             self._retry_at = now + _RETRY_SECONDS
+            self._refused_seen = self._seen
             if not (again and self.refused == str(error)):
                 self.refused = str(error)
                 self.refusals += 1
@@ -246,7 +249,7 @@ class Discovery:
         except _Changing:
             self._look_at = now + _SETTLE_SECONDS
         else:
-            self._unsettled_at = None
+            self._unsettled_at = self._refused_seen = None
 
     # --- taking up ---------------------------------------------------------------------------------------------
 

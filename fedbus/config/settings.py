@@ -411,7 +411,7 @@ class _Builder:
             subscriber=self._options(SubscriberOptions, "subscriber", section("subscriber")),
             links=self._options(LinkOptions, "links", self._links(section("links"))),
             limits=self._options(Limits, "limits", section("limits")),
-            relay=self._served(RelayOptions, "relay", self._relay(section("relay"), state)),
+            relay=self._served(RelayOptions, "relay", self._relay(section("relay"), state, endpoints)),
             metrics=self._served(MetricsOptions, "metrics", section("metrics")),
             hub=self._served(HubOptions, "hub", section("hub")),
             discovery=self._discovery(section("discovery")),
@@ -505,9 +505,11 @@ class _Builder:
             return {**values, "clients": path}
         return values
 
-    def _relay(self, values: dict[str, Any], state: Path) -> dict[str, Any]:
+    def _relay(self, values: dict[str, Any], state: Path, endpoints: Mapping[str, Endpoint]) -> dict[str, Any]:
         options = {"socket": state / "relay.sock", **values}
-        if len(os.fsencode(options["socket"])) > SOCKET_BYTES - len(".new"):
+        # a state folder whose path is long is nobody's fault where no relay is used
+        used = "socket" in values or any(endpoint.relay for endpoint in endpoints.values())
+        if used and len(os.fsencode(options["socket"])) > SOCKET_BYTES - len(".new"):
             self.refuse(
                 ("relay", "socket"),
                 f"relay.socket: the path of a socket has at most {SOCKET_BYTES - len('.new')} bytes; choose a shorter "

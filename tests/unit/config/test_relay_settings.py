@@ -109,6 +109,15 @@ def test_what_does_not_fit_is_told_with_its_line(folder: Path, text: str, said: 
     assert any("40-relay.yaml:2: " in one and said in one for one in caught.value.problems), caught.value.problems
 
 
+def test_the_socket_in_a_deep_state_folder_is_told_only_where_a_relay_is_used(folder: Path) -> None:
+    write(folder, f"state: /{'x' * 120}\n")
+    Settings.load(folder, {})
+    write(folder, f"state: /{'x' * 120}\nendpoints: {{koji.hook01: {{publish: 'tcp://127.0.0.1:1', relay: true}}}}\n")
+    with pytest.raises(ConfigError) as caught:
+        Settings.load(folder, {})
+    assert any("at most 103 bytes" in one for one in caught.value.problems), caught.value.problems
+
+
 def test_every_option_can_be_set_and_nothing_else() -> None:
     part = schema()["properties"]["relay"]
     assert set(part["properties"]) == {field.name for field in dataclasses.fields(RelayOptions)}
