@@ -237,8 +237,10 @@ def test_a_listener_on_an_encrypted_link_sees_neither_topics_nor_bodies(
     publish, replay = (f"tcp://127.0.0.1:{one.port}" for one in wires)
     through = {**settings.endpoints, KOJI: replace(koji, publish=publish, replay=replay)}
     bus = opened.enter_context(Bus(settings))
-    with bus.publisher(KOJI) as publisher, reader(endpoints=through).subscribe("koji", since="beginning") as subscriber:
-        publisher.publish("build.start", {"secret": "swordfish", "n": 1})
+    with ExitStack() as stack:
+        publisher = stack.enter_context(bus.publisher(KOJI))
+        publisher.publish("build.start", {"secret": "swordfish", "n": 1})  # before anybody listens, so it is replayed
+        subscriber = stack.enter_context(reader(endpoints=through).subscribe("koji", since="beginning"))
         assert numbers(take(subscriber, 1)) == [1]
         join(subscriber, KOJI)
         publisher.publish("build.start", {"secret": "swordfish", "n": 2})
