@@ -117,26 +117,28 @@ def test_a_message_that_takes_the_hub_down_with_it_does_so_a_known_number_of_tim
 
 
 @pytest.mark.fault("F8")
-def test_a_kill_between_the_dead_letter_and_the_cursor_makes_one_letter_and_no_further_call(
-    bus_folder, spawn, koji, record
+@pytest.mark.parametrize(
+    ("armed", "first", "second"),
+    [("dead.tried=kill", 1, 3), ("dead.buried.inside=kill", 4, 1), ("dead.buried.after=kill", 4, 0)],
+)
+def test_a_kill_on_the_way_to_a_dead_letter_leaves_one_letter_and_repeats_at_most_one_call(
+    bus_folder, spawn, koji, record, armed, first, second
 ):
     file, _ = record(before="print('called', flush=True) or 1 / 0")
     file.write_text(file.read_text().replace('topics = ("#",)', 'topics = ("#",)\n    since = "beginning"'))
     (bus_folder / "50-hub.yaml").write_text("hub: {retry_pause: 10ms}\n")
     (bus_folder / "50-hub.yaml").chmod(0o600)
     publish(koji, 1, 1)
-    hub: Running = spawn(
-        "hub", "--consumer", file, config=bus_folder, environment={"FEDBUS_FAILPOINTS": "dead.buried.after=kill"}
-    )
+    hub: Running = spawn("hub", "--consumer", file, config=bus_folder, environment={"FEDBUS_FAILPOINTS": armed})
     assert hub.wait() == -signal.SIGKILL
-    assert hub.out.count("called") == 4
+    assert hub.out.count("called") == first
     hub = spawn("hub", "--consumer", file, config=bus_folder)
     with Bus.open(bus_folder) as bus:
         wait_until(lambda: bus.cursors.load("hub.record").get(KOJI), what="the cursor behind it")
         assert len(bus.dead.list()) == 1
     hub.send(signal.SIGTERM)
     assert hub.wait() == 0
-    assert "called" not in hub.out
+    assert hub.out.count("called") == second
 
 
 @pytest.mark.fault("F20")
