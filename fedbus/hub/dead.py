@@ -18,6 +18,7 @@ from typing import Self
 
 from fedbus.errors import FedbusError, Fenced, JournalError
 from fedbus.failpoints import ARMED, hit
+from fedbus.journal.cursors import DATABASE_ERRORS
 from fedbus.journal.segment import make_directory
 from fedbus.model.message import Message, MessageKey
 from fedbus.model.position import Position
@@ -125,7 +126,7 @@ class DeadLetters:
             if verdict is None or verdict[0] != "ok":
                 raise sqlite3.DatabaseError(str(verdict and verdict[0]))
             connection.executescript(_SCHEMA)
-        except (sqlite3.Error, OSError) as error:
+        except DATABASE_ERRORS as error:
             if connection is not None:
                 connection.close()
             raise _failed(path, "open", error) from error
@@ -160,7 +161,7 @@ class DeadLetters:
                     if connection.in_transaction:
                         connection.execute("ROLLBACK")
                     raise
-            except (sqlite3.Error, OSError) as error:
+            except DATABASE_ERRORS as error:
                 raise _failed(self.path, doing, error) from error
 
     # --- for hubs: attempts --------------------------------------------------------------------------------------
@@ -401,7 +402,8 @@ def _storable(text: str) -> str:
 
 
 def _failed(path: Path, doing: str, error: Exception) -> JournalError:
-    damaged = isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError)
+    damaged = isinstance(error, (sqlite3.DatabaseError, UnicodeDecodeError))
+    damaged = damaged and not isinstance(error, sqlite3.OperationalError)
     if damaged:
         advice = (
             f"it is damaged or no database of dead letters: move it away together with {path.name}-wal and "

@@ -22,6 +22,9 @@ CREATE TABLE IF NOT EXISTS cursor (
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS holder (name TEXT PRIMARY KEY, token INTEGER NOT NULL) WITHOUT ROWID;
 """
+# UnicodeDecodeError: what SQLite says of a damaged schema quotes it, and the module decodes that as UTF-8
+DATABASE_ERRORS = (sqlite3.Error, UnicodeDecodeError, OSError)
+_COLUMNS = "name, endpoint, epoch, sequence, checksum"  # by name: damage may make others of them
 _BUSY_SECONDS = 10.0
 _LARGEST = 2**63 - 1  # what SQLite's integers hold
 
@@ -58,8 +61,8 @@ class CursorStore:
                 raise sqlite3.DatabaseError(str(verdict and verdict[0]))
             connection.executescript(_SCHEMA)
             _add_checksums(connection)
-            _check_rows(connection.execute("SELECT * FROM cursor"))
-        except (sqlite3.Error, OSError) as error:
+            _check_rows(connection.execute(f"SELECT {_COLUMNS} FROM cursor"))
+        except DATABASE_ERRORS as error:
             if connection is not None:
                 connection.close()
             raise _failed(path, "open", error) from error
@@ -90,13 +93,13 @@ class CursorStore:
                     if connection.in_transaction:
                         connection.execute("ROLLBACK")
                     raise
-            except (sqlite3.Error, OSError) as error:
+            except DATABASE_ERRORS as error:
                 raise _failed(self.path, doing, error) from error
 
     def load(self, name: str) -> dict[str, Position]:
         """The places of cursor *name* by endpoint; empty when it has none yet."""
         with self._transaction("read", "BEGIN") as connection:
-            rows = connection.execute("SELECT * FROM cursor WHERE name = ?", (name,)).fetchall()
+            rows = connection.execute(f"SELECT {_COLUMNS} FROM cursor WHERE name = ?", (name,)).fetchall()
             _check_rows(rows)
         return {endpoint: Position(epoch, sequence) for _, endpoint, epoch, sequence, _ in rows}
 
@@ -208,7 +211,8 @@ def _add_checksums(connection: sqlite3.Connection) -> None:
 
 
 def _failed(path: Path, doing: str, error: Exception) -> JournalError:
-    damaged = isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError)
+    damaged = isinstance(error, (sqlite3.DatabaseError, UnicodeDecodeError))
+    damaged = damaged and not isinstance(error, sqlite3.OperationalError)
     if damaged:
         advice = (
             f"it is damaged or no database of cursors: move it away together with {path.name}-wal and {path.name}-shm, "

@@ -313,3 +313,23 @@ class CursorMachine(RuleBasedStateMachine):
 
 TestCursorMachine = CursorMachine.TestCase
 TestCursorMachine.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
+
+
+@pytest.mark.fault("F18")
+def test_a_damaged_schema_is_an_error_that_says_so_or_changes_no_place(tmp_path: Path) -> None:
+    path = tmp_path / "c.db"
+    place = {"koji.build01": Position(OLD, 7)}
+    with CursorStore.open(path) as store:
+        store.save("name", place)
+    sound = path.read_bytes()
+    for at in range(sound.index(b"CREATE TABLE"), 4096):
+        for bit in (1, 7):
+            damaged = bytearray(sound)
+            damaged[at] ^= 1 << bit
+            copy = tmp_path / f"{at}-{bit}.db"
+            copy.write_bytes(damaged)
+            try:
+                with CursorStore.open(copy) as store:
+                    assert {name: store.load(name) for name in store.list()} == {"name": place}
+            except JournalError as error:
+                assert str(copy) in str(error)
