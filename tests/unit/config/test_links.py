@@ -10,7 +10,7 @@ from fedbus.errors import ConfigError
 from fedbus.transport.options import LinkOptions
 from fedbus.trust import curve
 
-KEY = curve.make().public
+KEY = "rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7"  # the example of zmq_curve(7)
 
 
 @pytest.fixture
