@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from enum import Enum
 from functools import lru_cache
 from typing import Any, NoReturn
@@ -27,6 +27,7 @@ _STRICT_INTEGER = orjson.OPT_STRICT_INTEGER
 _PLAIN = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME  # neither comes back as what it was
 ENVELOPE_MEMBERS = 12  # members of an envelope besides what its body holds: nine attributes and three optional ones
 _msgpack = msgspec.msgpack.Encoder()
+_SCALARS = frozenset((str, int, float, bool, type(None)))
 _INT_MIN, _INT_MAX = -(2**63), 2**63 - 1
 # possessive, and the closing quote may be missing: so it never goes back, however the quotes of bad input stand
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
@@ -62,7 +63,10 @@ def plain_decoder(limits: Limits, nesting: int) -> Callable[[bytes], dict[str, A
             size = len(data)
             if (
                 # CPython counts brackets fastest by the length of what is left without them
-                2 * size - len(data.replace(b"{", b"")) - len(data.replace(b"[", b"")) <= nesting
+                (
+                    2 * size - len(data.replace(b"{", b"")) - len(data.replace(b"[", b"")) <= nesting
+                    or _is_shallow(value, nesting)
+                )
                 and dumps(value, None, _STRICT_INTEGER) == data
                 and (b"\\" not in data or b"\\u0000" not in data)
                 and type(value) is dict
@@ -74,6 +78,25 @@ def plain_decoder(limits: Limits, nesting: int) -> Callable[[bytes], dict[str, A
         return None
 
     return decode_one
+
+
+def _is_shallow(value: object, nesting: int) -> bool:
+    """Say whether *value* is made of plain JSON types, at most *nesting* levels of them; where it cannot tell, no."""
+    level = [value]
+    for _ in range(nesting):
+        below: list[object] = []
+        for one in level:
+            if type(one) is dict:
+                inner: Collection[object] = one.values()
+            elif type(one) is list:
+                inner = one
+            else:
+                return False
+            below += [each for each in inner if type(each) not in _SCALARS]
+        if not below:
+            return True
+        level = below
+    return False
 
 
 def _small(limits: Limits) -> int:
@@ -117,7 +140,10 @@ def encoder(limits: Limits) -> Callable[[object], bytes]:
                 return _encode_exactly(body, limits)
             size = len(data)
             if (
-                2 * size - len(data.replace(b"{", b"")) - len(data.replace(b"[", b"")) <= nesting
+                (
+                    2 * size - len(data.replace(b"{", b"")) - len(data.replace(b"[", b"")) <= nesting
+                    or _is_shallow(body, nesting)
+                )
                 and (b"\\" not in data or b"\\u0000" not in data)
                 and (size <= small or (size <= most_bytes and _has_short_keys(data, limits)))
                 # orjson writes NaN and the infinities as null, so a null is looked at twice

@@ -279,6 +279,21 @@ def test_exactly_as_many_levels_as_allowed_are_taken() -> None:
     assert refused(b'{"a":' + b"[" * 64 + b"]" * 64 + b"}") is Reason.NESTING
 
 
+@pytest.mark.badinput("B7")
+@pytest.mark.parametrize("wide", [[], [{}] * 100, ["]" * 100, "}" * 100]])
+def test_many_brackets_do_not_hide_how_deep_they_nest(wide: list[Any]) -> None:
+    deepest: list[Any] = []
+    for _ in range(61):
+        deepest = [*wide, deepest]
+    data = strict.dumps({"a": deepest})
+    assert strict.decode(data, LIMITS) == {"a": deepest}
+    assert refused(strict.dumps({"a": [deepest, [deepest]]})) is Reason.NESTING
+    assert strict.encode({"a": deepest}, LIMITS) == data
+    with pytest.raises(MessageError) as caught:
+        strict.encode({"a": [deepest, deepest]}, LIMITS)
+    assert caught.value.reason is Reason.NESTING
+
+
 def test_brackets_in_strings_are_no_nesting() -> None:
     assert strict.decode(b'{"a":"' + b'\\"[{' * 100 + b'"}', LIMITS) == {"a": '"[{' * 100}
 
