@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST_FLAGS ?=
+TEST_JOBS ?= 3
 SOAK_SECONDS ?= 3600
 SOAK_KILLS ?= 0
 SOAK_SEED ?= 0
@@ -26,7 +27,7 @@ demo: install  ## a whole bus on this machine, live; Ctrl-C ends it
 
 test: install lint  ## every check and every test
 	tests/system-packages
-	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest --numprocesses $(TEST_JOBS) --dist worksteal $(PYTEST_FLAGS)
 
 lint: install  ## ruff and mypy --strict
 	$(BIN)/ruff check .

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
+from fedbus.cli.escaping import escape_lines
+
 if TYPE_CHECKING:
     from fedbus.bus import Bus
     from fedbus.config.settings import ConfigWatcher, Settings
@@ -163,8 +165,6 @@ def verbosity(context: click.Context) -> int:
 
 def notice(text: str) -> None:
     """Write a line to stderr, escaped; where there is none, nowhere."""
-    from fedbus.cli.render import escape_lines
-
     try:
         click.echo(escape_lines(text), err=True)
     except OSError:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fedbus.cli.common import examples, load_settings, notice
-from fedbus.cli.render import escape
+from fedbus.cli.escaping import escape
 
 if TYPE_CHECKING:
     from fedbus.config.settings import Settings

@@ -6,7 +6,7 @@ from collections import Counter
 
 import orjson
 
-from fedbus.cli.render import escape
+from fedbus.cli.escaping import escape
 from fedbus.hub.consumer import Consumer, consumer
 from fedbus.model.message import Message
 

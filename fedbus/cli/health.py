@@ -284,7 +284,7 @@ def _waiting_bytes(spool: Path) -> int:
     total = 0
     for folder in spool.iterdir():
         with contextlib.suppress(OSError, JournalError):
-            total += sum(waiting.path.stat().st_size for waiting in list_waiting(folder))
+            total += sum(waiting.size for waiting in list_waiting(folder))
     return total
 
 

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 
 from fedbus.cli.common import complete_endpoint, complete_filter, counted, examples, load_settings, notice, verbosity
-from fedbus.cli.render import escape, to_json
+from fedbus.cli.escaping import escape
+from fedbus.cli.render import to_json
 
 if TYPE_CHECKING:
     from fedbus.config.settings import Settings

@@ -9,6 +9,8 @@ import traceback
 from datetime import UTC, datetime
 from typing import Any
 
+from fedbus.cli.escaping import escape
+
 # what every LogRecord has; anything else on it was given as extra=
 _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -52,8 +54,6 @@ class TextFormatter(logging.Formatter):
         self._tracebacks = tracebacks
 
     def format(self, record: logging.LogRecord) -> str:
-        from fedbus.cli.render import escape  # not needed before the first line is logged
-
         text = record.getMessage()
         extra = [f"{key}={value}" for key, value in vars(record).items() if key not in _OWN]
         if extra:

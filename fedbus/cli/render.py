@@ -19,15 +19,8 @@ from typing import Any
 
 import orjson
 
+from fedbus.cli.escaping import escape, shows
 from fedbus.model.message import Message
-
-# Default-ignorable or blank, and yet printable to str.isprintable (Unicode 15, DerivedCoreProperties.txt): combining
-# grapheme joiner, Hangul fillers, Khmer inherent vowels, Mongolian and other variation selectors, blank braille
-_INVISIBLE = (
-    "\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U0001d159\U000e0100-\U000e01ef"
-)
-_INVISIBLE_PATTERN = re.compile(f"[{_INVISIBLE}]")
-_SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 RESET = "\x1b[0m"
 DIM = "\x1b[2m"
@@ -41,34 +34,10 @@ RECORD_KEYS = ("topic", "endpoint", "epoch", "sequence", "id", "time", "signer",
 FORMATS = ("short", "wide", "pretty", "json")
 
 
-def escape(text: str) -> str:
-    """Return *text* with every character that does not show as itself written as an escape; never raises."""
-    if text.isprintable() and (text.isascii() or not _INVISIBLE_PATTERN.search(text)):
-        return text
-    return "".join(map(_escaped, text))
-
-
-def escape_lines(text: str) -> str:
-    """Like `escape`, but newlines stay; for texts of our own that have several lines."""
-    return "\n".join(escape(line) for line in text.split("\n"))
-
-
-def _escaped(letter: str) -> str:
-    if letter.isprintable() and not _INVISIBLE_PATTERN.match(letter):
-        return letter
-    short = _SHORT.get(letter)
-    if short is not None:
-        return short
-    code = ord(letter)
-    if code < 0x100:
-        return f"\\x{code:02x}"
-    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
-
-
 def to_json(value: object) -> str:
     """Return *value* as JSON on one line, in which every character shows as itself or as a JSON escape."""
     text = _compact(value)
-    if text.isprintable() and (text.isascii() or not _INVISIBLE_PATTERN.search(text)):
+    if shows(text):
         return text
     return "".join(map(_json_escaped, text))
 
@@ -82,7 +51,7 @@ def _compact(value: object) -> str:
 
 
 def _json_escaped(letter: str) -> str:
-    if letter.isprintable() and not _INVISIBLE_PATTERN.match(letter):
+    if shows(letter):
         return letter
     code = ord(letter)
     if code < 0x10000:

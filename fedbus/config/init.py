@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import secrets
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from fedbus.transport.endpoint import check_name
 from fedbus.trust import curve
 from fedbus.trust.authority import Authority
 from fedbus.trust.files import write_atomic
+
+_FIRST_PORT = 20000  # of those that are given to endpoints; below it stand many well-known services
 
 _BUS = """\
 # What all programs of this bus share. `fedbus config` shows the merged result of all files in this folder.
@@ -185,15 +188,31 @@ def _curve(path: Path, what: str) -> str:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return *count* different TCP ports of the loopback that nobody holds at this moment."""
+    """Return *count* different TCP ports of the loopback that nobody holds at this moment.
+
+    They lie below those that the kernel lends to outgoing connections: one of these could take the port of a service
+    while that restarts. Only where all tries there fail is the kernel asked for any.
+    """
     with contextlib.ExitStack() as stack:
         ports = []
         # all are held until the last is found, so that no two are the same
         for _ in range(count):
             held = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
-            held.bind(("127.0.0.1", 0))
+            for port in (*(_FIRST_PORT + secrets.randbelow(_lent_from() - _FIRST_PORT) for _ in range(50)), 0):
+                with contextlib.suppress(OSError):
+                    held.bind(("127.0.0.1", port))
+                    break
             ports.append(int(held.getsockname()[1]))
         return ports
+
+
+def _lent_from() -> int:
+    """The first port that the kernel lends to outgoing connections (``ip_local_port_range`` of ip-sysctl.txt)."""
+    try:
+        first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        first = 32768  # Linux's default
+    return first if first > _FIRST_PORT else 65536
 
 
 def _check(endpoints: Sequence[str], prefix: str, environment: str) -> None:

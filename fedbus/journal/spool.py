@@ -53,6 +53,7 @@ class Waiting(NamedTuple):
 
     path: Path
     uid: int  # as its name says; who really owns it is told by :func:`open_file`
+    size: int  # bytes, when it was found; it may have been sent and be gone since
     epoch: str = ""
     head: int = 0
 
@@ -180,7 +181,7 @@ class Spool:
                 os.ftruncate(held, 0)  # a file removed before may have had the same inode
                 os.ftruncate(fd, end)
                 os.fchmod(fd, mode)
-            waiting = end + sum(one.path.stat().st_size for one in list_waiting(self.directory) if one.epoch)
+            waiting = end + sum(one.size for one in list_waiting(self.directory) if one.epoch and one.uid == uid)
             if waiting + len(data) > self._most:
                 raise QueueFull(
                     f"the spool in {self.directory} holds {waiting} bytes of user {uid}, and may hold {self._most}: "
@@ -292,13 +293,14 @@ def list_waiting(directory: Path) -> list[Waiting]:
         with os.scandir(directory) as entries:
             for entry in entries:
                 path = Path(entry.path)
-                if match := _SENDING.fullmatch(entry.name):
-                    with contextlib.suppress(FileNotFoundError):
-                        age = entry.stat(follow_symlinks=False).st_mtime_ns
-                        uid = int(match[1])
-                        found.append((uid, False, age, Waiting(path, uid, match[2], int(match[3]))))
-                elif match := _MESSAGES.fullmatch(entry.name):
-                    found.append((int(match[1]), True, 0, Waiting(path, int(match[1]))))
+                with contextlib.suppress(FileNotFoundError):
+                    if match := _SENDING.fullmatch(entry.name):
+                        state, uid = entry.stat(follow_symlinks=False), int(match[1])
+                        one = Waiting(path, uid, state.st_size, match[2], int(match[3]))
+                        found.append((uid, False, state.st_mtime_ns, one))
+                    elif match := _MESSAGES.fullmatch(entry.name):
+                        state, uid = entry.stat(follow_symlinks=False), int(match[1])
+                        found.append((uid, True, 0, Waiting(path, uid, state.st_size)))
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -332,7 +334,7 @@ def take(waiting: Waiting, *, epoch: str, head: int) -> Waiting | None:
         ) from error
     if ARMED:
         hit("spool.taken")
-    return Waiting(sending, waiting.uid, epoch, head)
+    return waiting._replace(path=sending, epoch=epoch, head=head)
 
 
 def open_file(waiting: Waiting) -> tuple[int, int, int]:

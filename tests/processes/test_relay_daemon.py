@@ -67,7 +67,7 @@ def stored(folder: Path) -> list[dict[str, Any]]:
 
 
 def waiting(folder: Path) -> int:
-    return sum(one.path.stat().st_size for one in spool.list_waiting(folder / "state" / "spool" / HOOK))
+    return sum(one.size for one in spool.list_waiting(folder / "state" / "spool" / HOOK))
 
 
 class Crowd:

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedbus.cli import render
-from fedbus.cli.render import Look, Renderer, colour_of, escape, look_up, parse_template, summary, to_json
+from fedbus.cli.escaping import escape
+from fedbus.cli.render import Look, Renderer, colour_of, look_up, parse_template, summary, to_json
 from fedbus.model.message import Message
 
 # C0, C1, ESC, CSI, OSC 8 and 52, bidi, zero width, BOM, line separators, fillers, variation selectors, tags
