@@ -43,7 +43,7 @@ docs: install  ## build the documentation into doc/_build/html
 	$(BIN)/sphinx-build -W --keep-going -q -b html doc doc/_build/html
 
 soak: install  ## a long random run with faults of all kinds (SOAK_SECONDS=3600, SOAK_SEED=), or SOAK_KILLS=1000
-	FEDBUS_FAULT_SECONDS=60 $(BIN)/python -m pytest tests/processes/test_stopped.py tests/network/test_cable.py
+	FEDBUS_FAULT_SECONDS=60 $(BIN)/python -m pytest tests/processes/test_stopped.py tests/processes/test_real_disk.py tests/network/test_cable.py
 	$(BIN)/python -m tests.processes.soak --seconds $(SOAK_SECONDS) --kills $(SOAK_KILLS) --seed $(SOAK_SEED) $(SOAK_FLAGS)
 
 clean:  ## remove what the other targets made

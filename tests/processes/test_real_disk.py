@@ -1,12 +1,15 @@
 """Publishers on real file systems that are full, lose writes, turn read-only or stand still, and come back.
 
-Each test mounts a small one of its own, which only root may do; elsewhere they are skipped.
+Each test mounts a small one of its own, which only root may do; elsewhere they are skipped. A disk stays full for
+FEDBUS_FAULT_SECONDS, by default for a few refusals only; in `make soak` for a minute.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,6 +28,7 @@ from tests.support import need_program, wait_until
 KOJI, BODHI = "koji.build01", "bodhi.web01"
 TOPIC = "package.build.complete"
 PATIENCE = 30.0
+SECONDS = float(os.environ.get("FEDBUS_FAULT_SECONDS", "0"))
 
 Mount = Callable[..., None]
 
@@ -126,10 +130,13 @@ def test_a_full_disk_refuses_what_it_cannot_keep_and_heals_without_a_restart(
             assert ledger.publish()
         with bus.subscribe(since=f"{KOJI}/{koji.epoch}/50", endpoints=[KOJI]) as live:
             wait_until(lambda: live.receive(0.02) or live.caught_up, PATIENCE, "joining")
-            for _ in range(3):
+            for seconds in (SECONDS, 0.0, 0.0):
                 fill(state / "filler")
                 wait_until(lambda: not ledger.publish(10_000), PATIENCE, "a refusal")
                 for _ in range(5):
+                    assert not ledger.publish(10_000)
+                over = time.monotonic() + seconds
+                while time.monotonic() < over:
                     assert not ledger.publish(10_000)
                 report = json.loads(fedbus("check", "--json").stdout)
                 assert report["disk"]["free_percent"] < 5
