@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from fedbus.model.message import Message, MessageKey
     from fedbus.model.position import Cursor, Position
     from fedbus.model.receipt import Receipt, RelayReceipt
+    from fedbus.texts.text import Text
+    from fedbus.texts.texts import Texts
     from fedbus.transport.asubscriber import AsyncSubscriber
     from fedbus.transport.batch import Pending
     from fedbus.transport.publisher import Publisher
@@ -64,6 +66,8 @@ _HOMES = {
     "RelayReceipt": "fedbus.model.receipt",
     "Retry": "fedbus.hub.consumer",
     "Subscriber": "fedbus.transport.subscriber",
+    "Text": "fedbus.texts.text",
+    "Texts": "fedbus.texts.texts",
     "consumer": "fedbus.hub.consumer",
 }
 
@@ -103,6 +107,8 @@ __all__ = [
     "RelayReceipt",
     "Retry",
     "Subscriber",
+    "Text",
+    "Texts",
     "TrustError",
     "WireError",
     "consumer",

@@ -25,6 +25,7 @@ from fedbus.model.message import Message, MessageKey
 from fedbus.model.position import Cursor, Position
 from fedbus.model.stream import StreamHome
 from fedbus.model.topic import TopicFilter
+from fedbus.texts.texts import Texts
 from fedbus.transport.endpoint import Endpoint
 from fedbus.transport.names import Names
 from fedbus.transport.publisher import Publisher
@@ -332,6 +333,11 @@ class Bus:
         return Hub(
             source, enabled, options=options or settings.hub, problems=problems, watch=watch or HubWatch(self.discovery)
         )
+
+    @property
+    def texts(self) -> Texts:
+        """What messages say to people, by the configuration in force."""
+        return Texts(root=self.settings.naming.root)
 
     @property
     def verifier(self) -> Verifier:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 from fedbus.model.message import Message
+from fedbus.texts.texts import Texts
 from fedbus.transport.state import Loss
 
 log = logging.getLogger(__name__)
@@ -73,6 +74,9 @@ class Consumer:
 
     schema: ClassVar[Mapping[str, Any] | None] = None
     """JSON Schema of its settings; None: whatever ``__init__`` takes."""
+
+    texts: Texts = Texts()
+    """What messages say to people; the hub puts that of its configuration here before ``start()``."""
 
     def consume(self, message: Message) -> Awaitable[None] | None:
         """Work on *message*; returning says that it is done. May be ``async def``.

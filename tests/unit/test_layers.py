@@ -17,6 +17,7 @@ LAYERS = (
     "failpoints",
     "model",
     "wire",
+    "texts",
     "trust",
     "journal",
     "monitor",
