@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fedbus.bus import Bus
+    from fedbus.config.units import parse_duration
     from fedbus.errors import (
         BindError,
         ConfigError,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from fedbus.model.message import Message, MessageKey
     from fedbus.model.position import Cursor, Position
     from fedbus.model.receipt import Receipt, RelayReceipt
+    from fedbus.model.topic import TopicFilter
     from fedbus.texts.text import Text
     from fedbus.texts.texts import Texts
     from fedbus.transport.asubscriber import AsyncSubscriber
@@ -68,7 +70,9 @@ _HOMES = {
     "Subscriber": "fedbus.transport.subscriber",
     "Text": "fedbus.texts.text",
     "Texts": "fedbus.texts.texts",
+    "TopicFilter": "fedbus.model.topic",
     "consumer": "fedbus.hub.consumer",
+    "parse_duration": "fedbus.config.units",
 }
 
 __all__ = [
@@ -109,9 +113,11 @@ __all__ = [
     "Subscriber",
     "Text",
     "Texts",
+    "TopicFilter",
     "TrustError",
     "WireError",
     "consumer",
+    "parse_duration",
 ]
 
 

@@ -62,22 +62,7 @@ def _json_escaped(letter: str) -> str:
 
 def record(message: Message) -> dict[str, Any]:
     """Return what scripts get of *message*: the keys `RECORD_KEYS`, and those optional attributes that it has."""
-    shown: dict[str, Any] = {
-        "topic": message.topic,
-        "endpoint": message.endpoint,
-        "epoch": message.epoch,
-        "sequence": message.sequence,
-        "id": message.id,
-        "time": message.time,
-        "signer": message.signer,
-        "wire": message.wire,
-        "body": message.body,
-    }
-    for name in ("dataschema", "traceparent"):
-        value = message.attributes.get(name)
-        if value is not None:
-            shown[name] = value
-    return shown
+    return message.record()
 
 
 def look_up(shown: dict[str, Any], path: str) -> Any:

@@ -93,6 +93,30 @@ class Message(msgspec.Struct, frozen=True, eq=False):
         """Stream and sequence; the same for every delivery of the same message."""
         return MessageKey(self.parcel.endpoint, self.parcel.epoch, self.sequence)
 
+    def record(self) -> dict[str, Any]:
+        """What scripts get of it, ready for JSON: the object that ``fedbus tail --json`` prints.
+
+        ``topic``, ``endpoint``, ``epoch``, ``sequence``, ``id``, ``time``, ``signer``, ``wire`` and ``body``, and those
+        of ``dataschema`` and ``traceparent`` that it has.
+        """
+        attributes = self.attributes
+        shown: dict[str, Any] = {
+            "topic": self.topic,
+            "endpoint": self.endpoint,
+            "epoch": self.epoch,
+            "sequence": self.sequence,
+            "id": attributes["id"],
+            "time": attributes["time"],
+            "signer": self.signer,
+            "wire": self.wire,
+            "body": self.body,
+        }
+        for name in ("dataschema", "traceparent"):
+            value = attributes.get(name)
+            if value is not None:
+                shown[name] = value
+        return shown
+
     @property
     def envelope(self) -> bytes:
         """The signed bytes."""
