@@ -22,10 +22,10 @@ class Texts:
     """The texts of messages. ``Texts()`` knows of no schema and no configuration, and still says what it can."""
 
     def __init__(self, *, root: str = "") -> None:
-        """*root*: the PREFIX.ENV of this bus, which titles leave out."""
-        self._root = root
+        """*root*: the PREFIX.ENV of this bus, which titles leave out, or empty."""
+        self.root = root
 
     def of(self, message: Shown) -> Text:
         """Return the texts of *message*; never raises, and takes no longer for a larger body."""
         body = message.body
-        return guess(message.topic, body if isinstance(body, Mapping) else {}, self._root)
+        return guess(message.topic, body if isinstance(body, Mapping) else {}, self.root)
