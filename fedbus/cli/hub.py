@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
 import sys
 from dataclasses import replace
 from typing import Any
@@ -14,7 +13,7 @@ import click
 
 from fedbus.bus import Bus, parse_since
 from fedbus.cli.common import examples, http_address, notice, set_up_logs
-from fedbus.cli.signals import Stop
+from fedbus.cli.service import Service
 from fedbus.clock import SystemClock
 from fedbus.config.settings import ConfigWatcher
 from fedbus.hub.hub import Hub
@@ -73,17 +72,13 @@ def hub(
     SIGTERM lets consumers finish the message in hand and ends with exit code 0, a second one ends at once; SIGHUP has
     the configuration read again.
     """
-    hangup = _Hangup()
-    before = signal.signal(signal.SIGHUP, hangup)  # first of all: its default would end us
-    try:
-        return _run(ctx.obj or {}, hangup, files, only, http, since, seconds)
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    with Service() as service:
+        return _run(ctx.obj or {}, service, files, only, http, since, seconds)
 
 
 def _run(
     given: dict[str, Any],
-    hangup: _Hangup,
+    service: Service,
     files: tuple[str, ...],
     only: tuple[str, ...],
     http: str | None,
@@ -108,10 +103,17 @@ def _run(
     options = replace(settings.hub, http=http) if http is not None else settings.hub
     with Bus(watcher) as bus:
         daemon = bus.hub(found.consumers, options=options, problems=found.problems)
-        with Stop(on_stop=daemon.stop):
-            hangup.daemon = daemon
+        with service.of(
+            stop=daemon.stop,
+            reload=daemon.reload,
+            turned_at=lambda: daemon.beat_at,
+            reasons=daemon.reasons,
+            drain_seconds=options.drain_timeout,
+        ):
             try:
-                return daemon.run(seconds=seconds, on_ready=lambda: _say_ready(daemon, str(given.get("log_form"))))
+                return daemon.run(
+                    seconds=seconds, on_ready=lambda: _say_ready(daemon, str(given.get("log_form")), service)
+                )
             finally:
                 if daemon.unfinished():
                     # threads in a consumer's call cannot be ended, and the bus cannot be closed around them
@@ -119,19 +121,7 @@ def _run(
                     _leave(daemon.exit_code if sys.exc_info()[0] is None else 1)
 
 
-class _Hangup:
-    """What SIGHUP does: has the configuration read again, as soon as there is a hub to do so."""
-
-    def __init__(self) -> None:
-        self.daemon: Hub | None = None
-
-    def __call__(self, number: int, frame: object) -> None:
-        # before there is a hub, what it is made from is being read anyhow, and a later change shows by itself
-        if self.daemon is not None:
-            self.daemon.reload()
-
-
-def _say_ready(daemon: Hub, form: str) -> None:
+def _say_ready(daemon: Hub, form: str, service: Service) -> None:
     reasons = daemon.reasons()
     facts: dict[str, Any] = {
         "consumers": [one.enabled.name for one in daemon.deliveries],
@@ -139,16 +129,15 @@ def _say_ready(daemon: Hub, form: str) -> None:
         "http": daemon.http_address,
         "degraded": bool(daemon.problems),
     }
-    if form == "json":
-        line = json.dumps({"event": "ready", **facts, "reasons": reasons})
-    else:
-        shown = [
-            f"{key}={','.join(value) if isinstance(value, list) else value}"
-            for key, value in facts.items()
-            if value not in (None, False)
-        ]
-        line = f"ready {' '.join(shown)}"
-    notice(line)
+    shown = [
+        f"{key}={','.join(value) if isinstance(value, list) else value}"
+        for key, value in facts.items()
+        if value not in (None, False)
+    ]
+    notice(
+        json.dumps({"event": "ready", **facts, "reasons": reasons}) if form == "json" else f"ready {' '.join(shown)}"
+    )
+    service.ready(" ".join(shown))
 
 
 def _leave(code: int) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import signal
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,12 +20,12 @@ from fedbus.cli.common import (
     take_up_endpoints,
     waiting_for_restart,
 )
-from fedbus.cli.signals import Stop
+from fedbus.cli.service import Service
 from fedbus.clock import SystemClock
 from fedbus.config.settings import ConfigWatcher, Settings
 from fedbus.errors import ConfigError
-from fedbus.monitor.http import Answer, StatusServer, json_answer
-from fedbus.monitor.text import CONTENT_TYPE, exposition
+from fedbus.monitor.http import StatusServer, daemon_pages
+from fedbus.monitor.text import Family
 from fedbus.transport.endpoint import Endpoint
 from fedbus.transport.metrics import of_links, of_publishers
 from fedbus.transport.options import RelayRule
@@ -67,17 +66,12 @@ def relay(ctx: click.Context, names: tuple[str, ...], http: str | None, seconds:
     SIGTERM brings what was taken into the journals and ends with exit code 0, a second one ends at once; SIGHUP has the
     configuration read again.
     """
-    given = ctx.obj or {}
-    hangup = _Hangup()
-    before = signal.signal(signal.SIGHUP, hangup)  # first of all: its default would end us
-    try:
-        return _run(given, hangup, names, http, seconds)
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    with Service() as service:
+        return _run(ctx.obj or {}, service, names, http, seconds)
 
 
 def _run(
-    given: dict[str, Any], hangup: _Hangup, names: tuple[str, ...], http: str | None, seconds: float | None
+    given: dict[str, Any], service: Service, names: tuple[str, ...], http: str | None, seconds: float | None
 ) -> int:
     watcher = ConfigWatcher(given.get("config"))
     settings = watcher.settings
@@ -100,14 +94,19 @@ def _run(
             watch=_Watch(watcher, bus, names),
         )
         server = status_server(daemon, bus, http) if http is not None else None
-        with Stop(on_stop=daemon.stop):
-            hangup.daemon = daemon
+        with service.of(
+            stop=daemon.stop,
+            reload=daemon.reload,
+            turned_at=lambda: daemon.beat_at,
+            reasons=daemon.reasons,
+            drain_seconds=settings.relay.drain_timeout,
+        ):
             try:
                 if server is not None:
                     server.start()
                 daemon.run(
                     seconds=seconds,
-                    on_ready=lambda: _say_ready(daemon, server, settings, str(given.get("log_form"))),
+                    on_ready=lambda: _say_ready(daemon, server, settings, str(given.get("log_form")), service),
                 )
             finally:
                 if server is not None:
@@ -128,17 +127,6 @@ def chosen(settings: Settings, names: tuple[str, ...]) -> dict[str, Endpoint]:
     else:
         found = [one for one in settings.endpoints.values() if one.relay and one.key is not None and one.key.exists()]
     return {one.name: dataclasses.replace(one, origin="") for one in found}
-
-
-class _Hangup:
-    """What SIGHUP does: has the configuration read again, as soon as there is a relay to do so."""
-
-    def __init__(self) -> None:
-        self.daemon: Relay | None = None
-
-    def __call__(self, number: int, frame: object) -> None:
-        if self.daemon is not None:
-            self.daemon.reload()
 
 
 class _Watch:
@@ -167,32 +155,23 @@ class _Watch:
 def status_server(daemon: Relay, bus: Bus, address: str) -> StatusServer:
     """Return what serves the state of the relay on ``HOST:PORT``, not started yet."""
 
-    def live(here: bool) -> Answer:
-        alive = daemon.live(_LIVE_SECONDS)
-        return json_answer(200 if alive else 503, {"live": alive})
-
-    def ready(here: bool) -> Answer:
-        reasons = daemon.reasons()
-        shown = reasons if here else [f"{len(reasons)}, told on this host only"] if reasons else []
-        return json_answer(503 if reasons else 200, {"ready": not reasons, "reasons": shown})
-
-    def show(here: bool) -> Answer:
+    def families() -> list[Family]:
         publishers = [one.publisher for one in list(daemon.outlets.values()) if one.publisher is not None]
-        families = [*of_relay(daemon), *of_publishers(publishers), *of_links(bus.links)]
-        return Answer(200, CONTENT_TYPE, exposition(families))
+        return [*of_relay(daemon), *of_publishers(publishers), *of_links(bus.links)]
 
-    pages = {"/live": live, "/ready": ready, "/metrics": show}
+    pages = daemon_pages(live=lambda: daemon.live(_LIVE_SECONDS), reasons=daemon.reasons, metrics=families)
     return StatusServer(address, pages, owner="relay", setting="relay.http or --http")
 
 
-def _say_ready(daemon: Relay, server: StatusServer | None, settings: Settings, form: str) -> None:
+def _say_ready(daemon: Relay, server: StatusServer | None, settings: Settings, form: str, service: Service) -> None:
     facts: dict[str, Any] = {
         "endpoints": list(daemon.outlets),
         "socket": str(settings.relay.socket),
         "http": server.address if server is not None else None,
     }
+    shown = [f"{key}={','.join(value) if isinstance(value, list) else value}" for key, value in facts.items() if value]
     if form == "json":
         notice(json.dumps({"event": "ready", **facts, "reasons": daemon.reasons()}))
-        return
-    shown = [f"{key}={','.join(value) if isinstance(value, list) else value}" for key, value in facts.items() if value]
-    notice(f"ready {' '.join(shown)}")
+    else:
+        notice(f"ready {' '.join(shown)}")
+    service.ready(" ".join(shown))

@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedbus.errors import BindError
+from fedbus.monitor.process import of_process
+from fedbus.monitor.text import CONTENT_TYPE, Family, exposition
 
 if TYPE_CHECKING:
     from tornado.web import RequestHandler
@@ -44,6 +46,36 @@ Page = Callable[[bool], Answer]
 def json_answer(status: int, content: object) -> Answer:
     """Return *content* as JSON."""
     return Answer(status, "application/json", json.dumps(content) + "\n")
+
+
+def daemon_pages(
+    *,
+    live: Callable[[], bool],
+    reasons: Callable[[], list[str]],
+    metrics: Callable[[], str | list[Family]],
+) -> dict[str, Page]:
+    """Return the pages that every daemon serves: /live, /ready and /metrics.
+
+    *live* says whether the daemon's own loop comes round; *reasons*, why it is not ready or is ready only in part. They
+    may quote topics, messages and errors of consumers, so they are told on this host only. *metrics* must name none of
+    these; what this process uses is added to them.
+    """
+
+    def show_live(here: bool) -> Answer:
+        alive = live()
+        return json_answer(200 if alive else 503, {"live": alive})
+
+    def show_ready(here: bool) -> Answer:
+        found = reasons()
+        shown = found if here else [f"{len(found)}, told on this host only"] if found else []
+        return json_answer(503 if found else 200, {"ready": not found, "reasons": shown})
+
+    def show_metrics(here: bool) -> Answer:
+        found = metrics()
+        text = found if isinstance(found, str) else exposition(found)
+        return Answer(200, CONTENT_TYPE, text + exposition(of_process()))
+
+    return {"/live": show_live, "/ready": show_ready, "/metrics": show_metrics}
 
 
 def host_allowed(header: str, configured: str) -> bool:
