@@ -26,7 +26,9 @@ def line(text: str, room: int = LINE) -> str:
 
     White space and control characters become single spaces, what is not seen goes, and a cut shows as ``…``.
     """
-    if not room:
+    if len(text) <= room and text.isascii() and text.isprintable() and "  " not in text:
+        return text.strip()
+    if room < 1:
         return ""
     # what is not seen might be all of it: so four times the room is looked at, and no megabyte
     cut = text[: 4 * room]
@@ -41,6 +43,11 @@ def line(text: str, room: int = LINE) -> str:
     if len(cut) > room or len(text) > 4 * room:
         cut = cut[: room - 1].rstrip() + "…"
     return cut
+
+
+def first_line(text: str, room: int = LINE) -> str:
+    """Return the first line of *text* that is not empty, as :func:`line` does."""
+    return line(text[: 8 * room].strip().partition("\n")[0], room)
 
 
 def url(text: object) -> str:
