@@ -375,7 +375,7 @@ class Bus:
             return self._gate
 
     def serve_metrics(self, address: str | None = None) -> StatusServer:
-        """Serve /live and /metrics of all publishers and subscribers of this bus on *address*, ``HOST:PORT``.
+        """Serve /live, /ready and /metrics of what was opened from this bus on *address*, ``HOST:PORT``.
 
         Without one ``metrics.http`` of the configuration counts; port 0 takes a free one, ``address`` of what is
         returned tells which. It ends with the bus. There is no password, so choose an address of the loopback.
@@ -385,8 +385,7 @@ class Bus:
             ConfigError: No address was given, and the configuration has none.
         """
         # programs that do not show themselves need not load it
-        from fedbus.monitor.http import Answer, StatusServer, json_answer
-        from fedbus.monitor.text import CONTENT_TYPE
+        from fedbus.monitor.http import StatusServer, daemon_pages
 
         self._check_process()
         chosen = address or self.settings.metrics.http
@@ -395,14 +394,24 @@ class Bus:
                 f"{self.settings.directory}: metrics have no address; set metrics.http, or give serve_metrics one"
             )
 
-        def show(here: bool) -> Answer:
-            return Answer(200, CONTENT_TYPE, self.metrics())
-
-        pages = {"/live": lambda here: json_answer(200, {"live": True}), "/metrics": show}
+        # whether the program's own loop comes round only the program knows; that this is answered says a little
+        pages = daemon_pages(live=lambda: True, reasons=self.reasons, metrics=self.metrics)
         server = StatusServer(chosen, pages, owner="metrics", setting="metrics.http")
         server.start()
         self._servers.append(server)
         return server
+
+    def reasons(self) -> list[str]:
+        """Return why what was opened from this bus is not as it should be; empty when all is well; from any thread.
+
+        Publishers that have failed or whose certificate has expired, streams that are quarantined, changed files that
+        are refused.
+        """
+        from fedbus.transport.metrics import reasons_of
+
+        refused = self.discovery.refused
+        found = [f"configuration refused: {refused}"] if refused else []
+        return found + reasons_of(list(self._publishers), list(self._subscribers))
 
     def metrics(self) -> str:
         """Return what all publishers and subscribers of this bus count, as text for Prometheus; from any thread."""

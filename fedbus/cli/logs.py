@@ -1,9 +1,14 @@
-"""What the programs log: lines of text for people, or one JSON object a line for machines; always on stderr."""
+"""What the programs log: lines of text for people, or one JSON object a line for machines; always on stderr.
+
+Where stderr is the journal of systemd each line begins with its priority, ``<4>``, which the journal takes off
+(sd-daemon(3)), and text has no time, which the journal has itself.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import traceback
 from datetime import UTC, datetime
@@ -13,6 +18,38 @@ from fedbus.cli.escaping import escape
 
 # what every LogRecord has; anything else on it was given as extra=
 _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+# of sd-daemon(3); the numbers are those of syslog(3)
+_PRIORITIES = ((logging.CRITICAL, "<2>"), (logging.ERROR, "<3>"), (logging.WARNING, "<4>"), (logging.INFO, "<6>"))
+
+
+def to_journal() -> bool:
+    """Say whether stderr is the journal, as ``JOURNAL_STREAM`` names it (systemd.exec(5)): DEVICE:INODE."""
+    named = os.environ.get("JOURNAL_STREAM", "")
+    if not named:
+        return False
+    try:
+        found = os.fstat(2)
+    except OSError:
+        return False
+    return named == f"{found.st_dev}:{found.st_ino}"
+
+
+def with_priority(text: str, level: int) -> str:
+    """Return *text* with the priority of *level* before each line."""
+    mark = next((mark for least, mark in _PRIORITIES if level >= least), "<7>")
+    return "\n".join(f"{mark}{line}" for line in text.split("\n"))
+
+
+class JournalFormatter(logging.Formatter):
+    """What *inner* makes, with priorities."""
+
+    def __init__(self, inner: logging.Formatter) -> None:
+        super().__init__()
+        self._inner = inner
+
+    def format(self, record: logging.LogRecord) -> str:
+        return with_priority(self._inner.format(record), record.levelno)
 
 
 class JsonFormatter(logging.Formatter):
@@ -95,8 +132,12 @@ class _StderrHandler(logging.StreamHandler[Any]):
 
 def set_up(*, level: str | int, form: str, stamped: bool = False, tracebacks: bool = False) -> None:
     """Send the logs of this process to stderr, from *level* up, as *form*: ``text`` or ``json``."""
+    journal = to_journal()
     handler = _StderrHandler()
-    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter(stamped=stamped, tracebacks=tracebacks))
+    formatter = (
+        JsonFormatter() if form == "json" else TextFormatter(stamped=stamped and not journal, tracebacks=tracebacks)
+    )
+    handler.setFormatter(JournalFormatter(formatter) if journal else formatter)
     root = logging.getLogger()
     for old in root.handlers[:]:
         if isinstance(old, _StderrHandler):

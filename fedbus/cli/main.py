@@ -206,12 +206,15 @@ def _exit(code: int) -> NoReturn:
 def _tell(given: dict[str, Any], error: BaseException, text: str) -> None:
     if given.get("verbose"):
         notice("".join(traceback.format_exception(error)).rstrip("\n"))
-    if given.get("log_form") == "json":
-        import logging
+    import logging
 
+    if given.get("log_form") == "json":
         logging.getLogger("fedbus").error(text, extra={"error": type(error).__name__})
         return
-    notice(f"fedbus: {text}")
+    from fedbus.cli import logs
+
+    shown = f"fedbus: {text}"
+    notice(logs.with_priority(shown, logging.ERROR) if logs.to_journal() else shown)
 
 
 def _show_usage(error: click.UsageError, name: str) -> None:

@@ -9,4 +9,4 @@ from dataclasses import dataclass
 class MetricsOptions:
     """Where a program that publishes or subscribes shows its metrics when it asks for that."""
 
-    http: str | None = None  # HOST:PORT of /live and /metrics; None: where the program says
+    http: str | None = None  # HOST:PORT of /live, /ready and /metrics; None: where the program says

@@ -58,6 +58,24 @@ def of_publishers(publishers: Iterable[Publisher]) -> list[Family]:
     ]
 
 
+def reasons_of(publishers: Iterable[Publisher], subscribers: Iterable[Subscriber]) -> list[str]:
+    """Return what is wrong with *publishers*, of which the last of an endpoint counts, and open *subscribers*."""
+    found = []
+    for name, one in {one.endpoint.name: one for one in publishers}.items():
+        if one.failure is not None:
+            found.append(f"endpoint {name}: its publisher has failed: {one.failure}")
+        elif not one.closed and one.facts()["certificate_expires_seconds"] <= 0:
+            found.append(f"endpoint {name}: its certificate has expired, and readers refuse what it says")
+    quarantined = {
+        reader.endpoint: reader.quarantined
+        for subscriber in subscribers
+        if not subscriber.closed
+        for reader in subscriber.readers()
+        if reader.quarantined
+    }
+    return found + [f"endpoint {name} is quarantined: {why}" for name, why in quarantined.items()]
+
+
 def of_links(stats: LinkStats) -> list[Family]:
     """Return the metrics of who may connect to the publishers of this process."""
     refused, bans = dict(stats.refused), dict(stats.bans)
