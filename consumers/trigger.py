@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import random
-import re
 import selectors
 import shutil
 import signal
@@ -28,7 +27,7 @@ from typing import Any
 
 import orjson
 
-from fedbus import Consumer, Drop, Message, Retry, parse_duration
+from fedbus import Consumer, Drop, Message, Retry, escape, parse_duration
 
 log = logging.getLogger(__name__)
 
@@ -189,11 +188,11 @@ class Trigger(Consumer):
                 raise Retry(_SHORTAGE_PAUSE, f"cannot start {self.command[0]}: {error.strerror}") from error
             what = error.filename or self.command[0]
             raise CommandFailed(f"cannot start {self.command[0]}: {what}: {error.strerror}") from error
-        shown = _shown(ended)
+        output = shown(ended)
         what = "" if ended.timed_out else self.codes.get(ended.code, "")
         if what == "done":
-            if shown:
-                log.info("%s%s", self.command[0], shown)
+            if output:
+                log.info("%s%s", self.command[0], output)
             return
         if ended.timed_out:
             how = f"was ended: it ran longer than its timeout of {self.timeout:g} s"
@@ -201,7 +200,7 @@ class Trigger(Consumer):
             how = f"was ended by {_signal_name(-ended.code)}"
         else:
             how = f"ended with exit code {ended.code}"
-        text = f"{self.command[0]} {how}{shown}"
+        text = f"{self.command[0]} {how}{output}"
         if what == "retry":
             raise Retry(self.retry_after, text)
         if what == "drop":
@@ -602,23 +601,12 @@ def _json(value: Any) -> bytes:
         return json.dumps(value, separators=(",", ":")).encode()
 
 
-def _shown(ended: Ended) -> str:
+def shown(ended: Ended) -> str:
     """Return what a command printed for one line of a log, or nothing where it printed nothing."""
-    text = escape(ended.output.rstrip(b"\n"))
+    text = escape(ended.output.rstrip(b"\n").decode("utf-8", "backslashreplace"))
     if not text and not ended.cut:
         return ""
     return f"; it printed: [{ended.cut} bytes cut] {text}" if ended.cut else f"; it printed: {text}"
-
-
-_NOT_PLAIN = re.compile(r"[^ -~]")
-
-
-def escape(data: bytes) -> str:
-    """Return *data* as text in which all that is not plain or printable is written as an escape of Python."""
-    text = data.decode("utf-8", "backslashreplace")
-    return _NOT_PLAIN.sub(
-        lambda one: one[0] if one[0].isprintable() else one[0].encode("unicode_escape").decode(), text
-    )
 
 
 def _signal_name(number: int) -> str:

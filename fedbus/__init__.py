@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fedbus.bus import Bus
+    from fedbus.cli.escaping import escape
     from fedbus.config.units import parse_duration
     from fedbus.errors import (
         BindError,
@@ -72,6 +73,7 @@ _HOMES = {
     "Texts": "fedbus.texts.texts",
     "TopicFilter": "fedbus.model.topic",
     "consumer": "fedbus.hub.consumer",
+    "escape": "fedbus.cli.escaping",
     "parse_duration": "fedbus.config.units",
 }
 
@@ -117,6 +119,7 @@ __all__ = [
     "TrustError",
     "WireError",
     "consumer",
+    "escape",
     "parse_duration",
 ]
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import jsonschema
 import pytest
+from fedbus_consumers.trigger import CommandFailed, Ended, Trigger, shown
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fedbus import Drop, Retry
-from fedbus_consumers.trigger import CommandFailed, Trigger, escape
 from tests.support import wait_until
 from tests.unit.consumers.messages import message
 
@@ -120,13 +120,14 @@ def test_binary_output_is_logged_as_plain_text(trigger, caplog):
     assert "\\x00\\x01" in text and "\\xff" in text and "\\u202e\\x1b]0;x\\x07" in text
 
 
-@given(st.binary())
-@example(b"\r\n\x9b\xe2\x80\xae")
-def test_any_output_is_escaped_to_one_printable_line(data):
-    text = escape(data)
+@given(st.binary(min_size=1), st.integers(0, 10**12))
+@example(b"\r\n\x9b\xe2\x80\xae", 0)
+def test_any_output_is_shown_on_one_printable_line(data, cut):
+    text = shown(Ended(0, False, data, cut))
     assert text.isprintable()
+    assert (f"[{cut} bytes cut] " in text) == (cut > 0)
     if data.isascii() and data.decode().isprintable():
-        assert text == data.decode()
+        assert text.endswith(data.decode())
 
 
 # --- how it ends -----------------------------------------------------------------------------------------------------
