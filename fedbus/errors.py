@@ -44,6 +44,8 @@ class Reason(StrEnum):
     UNKNOWN_ENDPOINT = "unknown-endpoint"
     ENVIRONMENT = "environment"  # the topic's prefix or environment is not ours
     POLICY = "policy"  # the signer may not say this topic
+    # of the fedmsg format alone
+    STALE = "stale"  # older, or further in the future, than fedmsg.max_age allows: replayed
 
 
 class FedbusError(Exception):

@@ -21,6 +21,7 @@ from fedbus.journal.journal import split_records
 from fedbus.model.limits import Limits
 from fedbus.model.message import Message
 from fedbus.model.position import Position
+from fedbus.transport.foreign import ForeignStream
 from fedbus.transport.state import Loss, Mode, ReaderStats, Since
 from fedbus.trust.proof import verify_beat, verify_parcel
 from fedbus.trust.verifier import Identity, Verifier
@@ -691,7 +692,7 @@ class StreamReader:
             del self._batches[next(iter(self._batches))]
 
 
-Ready = tuple[StreamReader, Sealed | tuple[Sealed, ...] | list[Message] | Loss, int]
+Ready = tuple[StreamReader | ForeignStream, Sealed | tuple[Sealed, ...] | list[Message] | Loss, int]
 """An entry of ``ready``: the reader, what to hand on, and the sequence that is accounted for with it."""
 
 

@@ -276,6 +276,50 @@ def subscribe_socket(
     return socket
 
 
+def foreign_publish_socket(
+    context: zmq.Context[zmq.Socket[bytes]], endpoint: Endpoint, *, hwm: int, before_bind: BeforeBind | None = None
+) -> zmq.Socket[bytes]:
+    """Bind the PUB side of an *endpoint* whose readers are not fedbus, and may have a libzmq of long ago.
+
+    These do not know the heartbeats of ZMTP 3.1, so TCP has to find out who is gone.
+
+    Raises:
+        BindError: The address is taken, or not this host's.
+    """
+    socket = context.socket(zmq.XPUB)
+    socket.set(zmq.XPUB_VERBOSER, 1)
+    socket.set(zmq.MAXMSGSIZE, SUBSCRIPTION_BYTES)
+    socket.set(zmq.SNDHWM, hwm)
+    socket.set(zmq.RCVHWM, SUBSCRIPTION_HWM)
+    socket.set(zmq.BACKLOG, BACKLOG)
+    if before_bind is not None:
+        before_bind(socket)
+    _common(socket, endpoint.publish, linger=1.0)
+    _keep_alive(socket)
+    _bind(socket, endpoint.publish, endpoint)
+    return socket
+
+
+def foreign_subscribe_socket(
+    context: zmq.Context[zmq.Socket[bytes]], *, hwm: int, endpoints: int, frame_bytes: int
+) -> zmq.Socket[bytes]:
+    """Make the SUB socket for one of so many *endpoints* whose publishers are not fedbus, and beat for nobody.
+
+    TCP has to find out when one is gone. Each has a socket of its own, since a frame does not say whence it came.
+    """
+    socket = subscribe_socket(context, hwm=hwm, endpoints=endpoints, frame_bytes=frame_bytes)
+    _keep_alive(socket)
+    return socket
+
+
+def _keep_alive(socket: zmq.Socket[bytes]) -> None:
+    """Have TCP ask after a minute of silence, and give up 15 s later: idle links between sites die quietly."""
+    socket.set(zmq.TCP_KEEPALIVE, 1)
+    socket.set(zmq.TCP_KEEPALIVE_IDLE, 60)
+    socket.set(zmq.TCP_KEEPALIVE_CNT, 3)
+    socket.set(zmq.TCP_KEEPALIVE_INTVL, 5)
+
+
 def fetch_socket(
     context: zmq.Context[zmq.Socket[bytes]],
     address: str,

@@ -19,7 +19,7 @@ from types import TracebackType
 import zmq
 
 from fedbus.clock import Clock
-from fedbus.errors import ForkedError, JournalError, LossError, Reason, Refused, WireError
+from fedbus.errors import ForkedError, JournalError, KeysError, LossError, Reason, Refused, WireError
 from fedbus.journal.cursors import CursorStore
 from fedbus.model.limits import Limits
 from fedbus.model.message import Message
@@ -29,6 +29,7 @@ from fedbus.model.topic import TopicFilter, common_prefix
 from fedbus.transport import sockets
 from fedbus.transport.endpoint import Endpoint
 from fedbus.transport.fetch import Fetcher
+from fedbus.transport.foreign import ForeignFeed, ForeignStream
 from fedbus.transport.link import Link
 from fedbus.transport.names import Names
 from fedbus.transport.options import SubscriberOptions
@@ -91,10 +92,12 @@ class Subscriber:
         names: Names | None = None,
         follow: Callable[[], Iterable[Endpoint] | None] | None = None,
         pair: CurvePair | None = None,
+        foreign: Callable[[], ForeignFeed] | None = None,
     ) -> None:
         """Connect to *endpoints*, and later to those that *follow* returns: it is asked now and then, and returns None
         where the list has not changed. *names* looks up hosts; the subscribers of one bus share it. *pair* is who we
-        are to endpoints whose links are encrypted.
+        are to endpoints whose links are encrypted. *foreign* opens what reads endpoints of another format, once there
+        are any; without it they are left out.
         """
         self.filters = list(filters)
         self.stats = SubscriberStats()
@@ -118,7 +121,9 @@ class Subscriber:
         self._refusals = RefusalLog(log)
         self._handshake_log = RefusalLog(log, "no connection to")
         self._ready: deque[Ready] = deque()
-        self._current: tuple[StreamReader, int] | None = None
+        self._open_foreign = foreign
+        self._foreign: ForeignFeed | None = None
+        self._current: tuple[StreamReader | ForeignStream, int] | None = None
         self._rest: Iterator[Message] | None = None  # what an iteration has still to yield of the current entry
         self._given = 0  # the last sequence of it that receive() has returned
         self._links: dict[str, Link] = {}
@@ -168,7 +173,15 @@ class Subscriber:
             clock=clock,
         )
         self._hungry = self._fetcher.hungry
-        self.update(wanted)
+        self._running = False
+        try:
+            self.update(wanted)
+        except BaseException:
+            self._positions = {}
+            self.cursor = None
+            self.close()
+            raise
+        self._running = True
 
     # --- for users ---------------------------------------------------------------------------------------------
 
@@ -306,6 +319,11 @@ class Subscriber:
             link.reader.mode is Mode.LIVE or link.reader.quarantined or link.failures for link in self._links.values()
         )
 
+    @property
+    def foreign(self) -> ForeignFeed | None:
+        """What reads the endpoints that do not speak our format; None while there are none."""
+        return self._foreign
+
     def readers(self) -> list[StreamReader]:
         """Return the state of each stream, for status and metrics."""
         return [link.reader for link in list(self._links.values())]  # another thread may look on
@@ -329,6 +347,8 @@ class Subscriber:
             for link in self._links.values():
                 self._fetcher.close_home(link)
             self._fetcher.close()
+            if self._foreign is not None:
+                self._foreign.close()
             self._handshakes.close()
             self._socket.close(0)
             with self._closing:
@@ -336,7 +356,9 @@ class Subscriber:
 
     def update(self, endpoints: Iterable[Endpoint]) -> None:
         """Take up a changed list of endpoints; those that stay the same are not touched."""
-        wanted = {one.name: one for one in endpoints if one.wire == "native"}
+        listed = list(endpoints)
+        wanted = {one.name: one for one in listed if one.wire == "native"}
+        self._update_foreign([one for one in listed if one.wire != "native"])
         for name, link in list(self._links.items()):
             new = wanted.get(name)
             if new is None or not new.is_where(link.endpoint):
@@ -359,6 +381,20 @@ class Subscriber:
             self._hungry[name] = link
             self._connect(link)
         self._next_timer = 0.0
+
+    def _update_foreign(self, endpoints: list[Endpoint]) -> None:
+        if self._foreign is None:
+            if not endpoints or self._open_foreign is None:
+                return
+            try:
+                self._foreign = self._open_foreign()
+            except KeysError as error:
+                if not self._running:
+                    raise
+                log.error("endpoints that do not speak our format are not read: %s", error)
+                return
+            self._poller.register(self._foreign.descriptor, select.POLLIN)
+        self._foreign.update(endpoints)
 
     def _park(self, reader: StreamReader) -> None:
         """Keep *reader*, which knows what was handed on, should its endpoint come back."""
@@ -444,7 +480,8 @@ class Subscriber:
 
     def descriptors(self) -> list[int]:
         """Return the file descriptors that become readable when :meth:`receive` may find something."""
-        return [self._wake, *(int(socket.getsockopt(zmq.FD)) for socket in (self._socket, *self._fetcher.sockets))]
+        own = [self._wake] if self._foreign is None else [self._wake, self._foreign.descriptor]
+        return [*own, *(int(socket.getsockopt(zmq.FD)) for socket in (self._socket, *self._fetcher.sockets))]
 
     def next_timer(self) -> float:
         """Return in how many seconds :meth:`receive` should be called even if no descriptor becomes readable."""
@@ -459,6 +496,10 @@ class Subscriber:
         if self._pid != os.getpid():
             raise ForkedError("the subscriber was opened before a fork; open a Bus and subscribe in the child")
         more = self._drain_live(now)
+        if self._foreign is not None:
+            found, waiting = self._foreign.drain(now)
+            self._ready.extend((stream, messages, 0) for stream, messages in found)
+            more |= waiting
         for socket, link in list(self._fetcher.sockets.items()):
             more |= self._fetcher.drain(socket, link, now)
         if now >= self._next_timer:
@@ -539,6 +580,8 @@ class Subscriber:
             self._look_up_at = now + 0.002 * len(self._nowhere)
             for link in list(self._nowhere.values()):
                 self._connect(link)
+        if self._foreign is not None:
+            self._foreign.tick(now)
         again = self._fetcher.on_timer(now)
         self._next_timer = now if again else now + (0.05 if self._hungry else 0.5)
         if now >= self._refresh_at:

@@ -99,6 +99,22 @@ def _is_shallow(value: object, nesting: int) -> bool:
     return False
 
 
+def is_within(value: dict[str, Any], data: bytes, limits: Limits) -> bool:
+    """Say whether *value*, which *data* was decoded to, keeps to *limits* and has no U+0000; in doubt it says no.
+
+    Whether *data* has a duplicate key or a rounded number is another question.
+    """
+    size = len(data)
+    return (
+        (
+            2 * size - len(data.replace(b"{", b"")) - len(data.replace(b"[", b"")) <= limits.nesting
+            or _is_shallow(value, limits.nesting)
+        )
+        and (b"\\" not in data or b"\\u0000" not in data)
+        and (size <= _small(limits) or _has_short_keys(data, limits))
+    )
+
+
 def _small(limits: Limits) -> int:
     """Return up to which length an object cannot have too long a key or too many members, whatever it holds."""
     return min(limits.key_bytes, limits.members - ENVELOPE_MEMBERS)

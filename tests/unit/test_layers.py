@@ -22,6 +22,7 @@ LAYERS = (
     "journal",
     "monitor",
     "transport",
+    "fedmsg",
     "hub",
     "config",
     "cli.wiring",

@@ -1,0 +1,114 @@
+"""What was taken in lately: ids that come once more, and counts that leave something out. No socket, no clock."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+from fedbus.errors import Reason, TrustError
+from fedbus.fedmsg.codec import Envelope
+
+_SURE = 3  # messages that must follow on each other behind a hole before it counts as one
+_SIGNERS = 256  # of one endpoint
+
+
+class Recent:
+    """Knows the ids of the last messages, a bounded number of them, so that each is handed on once.
+
+    A message comes several times where a publisher, a relay and a gateway are all read; or since somebody replays it.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._seen: dict[str, bytes] = {}
+
+    def is_known(self, envelope: Envelope) -> bool:
+        """Whether this very message was taken before, in which case nothing about it needs to be checked again."""
+        known = self._seen.get(envelope.id)
+        return known is not None and known == _digest(envelope.signed)
+
+    def take(self, envelope: Envelope) -> None:
+        """Note a validated message.
+
+        Raises:
+            TrustError: Another one had the same id (``Reason.CONFLICT``).
+        """
+        digest = _digest(envelope.signed)
+        known = self._seen.get(envelope.id)
+        if known is None:
+            self.remember(envelope.id, digest)
+        elif known and known != digest:
+            raise TrustError(Reason.CONFLICT, f"another message had the id {envelope.id[:80]!a} before")
+
+    def has(self, identifier: str) -> bool:
+        """Whether a message of that id was taken."""
+        return identifier in self._seen
+
+    def remember(self, identifier: str, digest: bytes = b"") -> None:
+        """Note an id, the newest one; of what came with it only the digest, if that is known."""
+        self._seen[identifier] = digest
+        while len(self._seen) > self._most:
+            del self._seen[next(iter(self._seen))]
+
+    def forget(self, identifier: str) -> None:
+        """A message was not kept after all."""
+        self._seen.pop(identifier, None)
+
+    def __len__(self) -> int:
+        return len(self._seen)
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()
+
+
+@dataclass(slots=True)
+class Counter:
+    """Follows the ``i`` of one signer at one endpoint.
+
+    A publisher's thread counts 1, 2, 3 … on a socket of its own, so a hole in that is a loss. Behind a relay several
+    threads of one signer are mixed, and nothing can be told any more: a count that goes back, but not to 1, shows it.
+    """
+
+    last: int = 0
+    mixed: bool = False
+    _hole: int = 0
+    _steps: int = 0
+
+    def follow(self, count: int) -> int:
+        """Take the next count; return how many messages are now known to be missing."""
+        if self.mixed or count <= 0:
+            return 0
+        last, self.last = self.last, count
+        if last == 0 or count == last + 1:
+            if not self._hole:
+                return 0
+            self._steps += 1
+            if self._steps < _SURE:
+                return 0
+            hole, self._hole = self._hole, 0
+            return hole
+        if count > last + 1:
+            self._hole += count - last - 1
+            self._steps = 1
+            return 0
+        self._hole = 0
+        if count != 1:
+            self.mixed = True
+        return 0
+
+
+@dataclass(slots=True)
+class Counters:
+    """The counts of all signers at one endpoint."""
+
+    by_signer: dict[str, Counter] = field(default_factory=dict)
+
+    def follow(self, signer: str, count: int) -> int:
+        """Take one message's ``i``; return how many of the same signer are now known to be missing."""
+        counter = self.by_signer.get(signer)
+        if counter is None:
+            if len(self.by_signer) >= _SIGNERS:
+                return 0
+            counter = self.by_signer[signer] = Counter()
+        return counter.follow(count)
