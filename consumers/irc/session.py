@@ -1,0 +1,610 @@
+"""One connection to an IRC server, from the handshake to its end.
+
+Parsing, capabilities and what the server says of itself are pydle's; what an answer means for us is decided here.
+A server is not trusted: its lines, their number and what is kept of them are bounded, and whatever is written passes
+`Session._send`. Capabilities and accounts: ircv3.net; numerics: modern.ircdocs.horse.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+import random
+import ssl
+import time
+from collections import Counter, deque
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import pydle
+from pydle.connection import Connection
+from pydle.features.ircv3.cap import NEGOTIATING, CapabilityNegotiationSupport
+from pydle.features.ircv3.tags import TaggedMessage, TaggedMessageSupport
+from pydle.features.isupport import ISUPPORTSupport
+
+from fedbus import ConfigError
+
+from .pacing import cause_of
+from .settings import NetworkOptions
+from .text import LINE_BYTES, clean
+
+if TYPE_CHECKING:
+    from .network import Channel, Network
+
+log = logging.getLogger(__name__)
+
+_LONGEST_USER, _LONGEST_HOST = 21, 64  # assumed until the server tells ours
+_READ_BYTES = 16 * 1024  # of one line; 512 and tags of 8191 are allowed
+_READ_LINES, _READ_SECONDS = 100, 0.05  # a server that sends more lines than that has to wait
+_REGISTER_SECONDS = 60.0  # from the first byte to the welcome
+_IDLE_SECONDS = 90.0  # without a line before we ask whether the server is there, and once more before we give up
+_SEND_SECONDS = 30.0  # for a server to take a line
+_SETTLE_SECONDS = 5.0  # after the welcome until we join where a server does not end its message of the day
+_USERS = 50_000  # known at once
+_HANDSHAKES = 200  # lines of CAP and of ISUPPORT in one connection
+_BAD_LINES = 1000  # in a minute
+_NICK_SECONDS = 60.0  # between two tries to get our nick back
+_NICKS = 8  # tried while registering
+_JOIN_SECONDS = 3600.0  # the longest pause before a channel is tried again
+
+_CANNOT_JOIN = ("403", "405", "407", "470", "471", "473", "474", "475", "476", "477", "480", "485", "489", "520")
+_HANDLED = frozenset(
+    [
+        *("CAP", "AUTHENTICATE", "PING", "ERROR", "KILL", "JOIN", "PART", "KICK", "NICK", "QUIT", "ACCOUNT", "CHGHOST"),
+        *("PRIVMSG", "001", "005", "353", "354", "376", "422", "396", "404", "408", "410"),
+        *("432", "433", "436", "437", "464", "465", "900", "902", "903", "904", "905", "906", "907", "908"),
+        *_CANNOT_JOIN,
+    ]
+)
+
+
+class Ended(Exception):
+    """The connection is over; *cause* is one of the words that `Pauses` knows."""
+
+    def __init__(self, cause: str, text: str) -> None:
+        super().__init__(text)
+        self.cause = cause
+
+
+class _Wire(Connection):  # type: ignore[misc]  # pydle has no types
+    """A socket with a bound for lines, and with TLS as configured."""
+
+    def __init__(self, options: NetworkOptions) -> None:
+        super().__init__(options.server, options.port, tls=options.tls)
+        self._options = options
+
+    async def connect(self) -> None:
+        options = self._options
+        more: dict[str, Any] = {}
+        if options.tls:
+            self.tls_context = self.create_tls_context()
+            more = {"ssl": self.tls_context, "server_hostname": options.tls_name}
+        else:
+            more = {"happy_eyeballs_delay": 0.25}
+        self.reader, self.writer = await asyncio.open_connection(
+            options.server, options.port, limit=_READ_BYTES, **more
+        )
+        self.writer.transport.set_write_buffer_limits(high=4096)
+
+    def create_tls_context(self) -> ssl.SSLContext:
+        """Verify the server's certificate and name, always; TLS 1.2 at least."""
+        options = self._options
+        try:
+            context = ssl.create_default_context(cafile=options.tls_ca)
+            if options.tls_certificate:
+                context.load_cert_chain(options.tls_certificate, options.tls_key)
+        except (OSError, ssl.SSLError) as error:
+            files = ", ".join(filter(None, [options.tls_ca, options.tls_certificate, options.tls_key]))
+            raise Ended("tls", f"cannot use {files}: {error}") from None
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        return context
+
+
+_Base: Any = pydle.featurize(ISUPPORTSupport, TaggedMessageSupport, CapabilityNegotiationSupport)
+
+
+class Session(_Base):  # type: ignore[misc]
+    """One connection of *network*; `run` ends with `Ended`, whatever happens."""
+
+    def __init__(self, network: Network) -> None:
+        options = network.options
+        super().__init__(options.nick, options.other_nicks, username=options.user, realname=options.realname)
+        self.network = network
+        self.options = options
+        self.logged_in = ""
+        self.garbage = 0
+        self.replies: deque[tuple[str, str]] = deque(maxlen=10)
+        self.own_user, self.own_host = "", ""
+        self.settled = asyncio.Event()
+        self._garbage_since = 0.0
+        self._counts: Counter[str] = Counter()
+        self._caps = ""
+        self._nicks_tried = 0
+        self._nick_at = 0.0
+        self._closing = False
+
+    def _reset_attributes(self) -> None:
+        super()._reset_attributes()
+        # pydle logs whole lines, passwords among them
+        self.logger = logging.Logger("pydle", logging.CRITICAL + 1)
+
+    # --- from the first byte to the last --------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Connect, register, join, and say what there is to say.
+
+        Raises:
+            Ended: Always, in the end.
+        """
+        try:
+            await self._run()
+        except ssl.SSLError as error:
+            reason = getattr(error, "verify_message", "") or error.reason or str(error)
+            raise Ended("tls", f"TLS with {self.options.tls_name} failed: {reason}") from None
+        except ConfigError as error:
+            raise Ended("login", str(error)) from None
+        except OSError as error:
+            raise Ended("lost", error.strerror or str(error) or type(error).__name__) from None
+        finally:
+            self.close()
+
+    async def _run(self) -> None:
+        self.encoding = "utf-8"
+        self.connection = _Wire(self.options)
+        if self.options.password is not None:
+            self.password = self.options.password.read()
+        try:
+            async with asyncio.timeout(_REGISTER_SECONDS):
+                await self.connection.connect()
+                await self._register()
+                while not self.registered:
+                    await self._read_line()
+        except TimeoutError:
+            raise Ended("lost", f"no welcome within {_REGISTER_SECONDS:.0f} s") from None
+        self.network.connected(self)
+        parts = [asyncio.create_task(part) for part in (self._read(), self._write(), self._keep())]
+        try:
+            done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+            for part in done:
+                part.result()
+        finally:
+            for part in parts:
+                part.cancel()
+            await asyncio.gather(*parts, return_exceptions=True)
+
+    def close(self) -> None:
+        """Close the socket; what was written is sent as far as it can be at once."""
+        writer = getattr(self.connection, "writer", None)
+        if writer is not None:
+            writer.close()
+
+    async def quit(self) -> None:
+        """Say goodbye; the server closes the connection then."""
+        self._closing = True
+        await self.rawmsg("QUIT", "the relay stops")
+
+    # --- reading ----------------------------------------------------------------------------------------------------
+
+    async def _read(self) -> None:
+        asked = False
+        began, lines = time.monotonic(), 0
+        while True:
+            try:
+                async with asyncio.timeout(_IDLE_SECONDS):
+                    await self._read_line()
+                asked = False
+            except TimeoutError:
+                if asked:
+                    raise Ended("lost", f"no answer to a PING within {_IDLE_SECONDS:.0f} s") from None
+                asked = True
+                await self.rawmsg("PING", "fedbus")
+            lines += 1
+            if lines >= _READ_LINES:
+                # gives way to the other networks, and makes a server that floods us wait
+                await asyncio.sleep(max(0.0, began + _READ_SECONDS - time.monotonic()))
+                began, lines = time.monotonic(), 0
+
+    async def _read_line(self) -> None:
+        try:
+            data = await self.connection.reader.readline()
+        except ValueError:
+            raise Ended("garbage", f"a line of more than {_READ_BYTES} bytes") from None
+        if not data.endswith(b"\n"):
+            raise Ended("lost", "the server closed the connection")
+        if not data.strip():
+            return
+        try:
+            message = TaggedMessage.parse(data, encoding=self.encoding)
+        except Exception as error:
+            self._bad_line(error)
+        else:
+            await self.on_raw(message)
+
+    async def on_raw(self, message: Any) -> None:
+        """Handle one line; what cannot be understood is counted, and ignored."""
+        name = f"{message.command:03}" if isinstance(message.command, int) else message.command
+        if name not in _HANDLED:
+            return
+        if name in ("CAP", "005"):
+            self._counts[name] += 1
+            if self._counts[name] > _HANDSHAKES:
+                return
+        try:
+            await getattr(self, f"on_raw_{name.lower()}")(message)
+        except (Ended, ConfigError, OSError):
+            raise
+        except Exception as error:  # too few parameters, two @ in a name …
+            self._bad_line(error)
+
+    def _bad_line(self, error: Exception) -> None:
+        now = time.monotonic()
+        if now - self._garbage_since > 60.0:
+            self._garbage_since, self.garbage = now, 0
+        self.garbage += 1
+        if self.garbage == 1:
+            log.warning("irc %s: the server sends lines that are none (%s)", self.options.name, type(error).__name__)
+        if self.garbage > _BAD_LINES:
+            raise Ended("garbage", f"more than {_BAD_LINES} lines in a minute that are none")
+
+    # --- writing ----------------------------------------------------------------------------------------------------
+
+    async def rawmsg(self, command: str, *args: str, **kwargs: Any) -> None:
+        """Write one line at once; `Network.slot` is what keeps the rate."""
+        if command != "MODE":  # which pydle asks for after each JOIN, and nobody needs
+            await super().rawmsg(command, *args, **kwargs)
+
+    async def _send(self, input: str | bytes) -> None:
+        data = input.encode("utf-8", "replace") if isinstance(input, str) else input
+        inner = data[:-2]
+        if not data.endswith(b"\r\n") or len(data) > LINE_BYTES or any(one in inner for one in b"\r\n\0\x01"):
+            raise ValueError("a line for an IRC server is at most 512 bytes long and holds no CR, LF, NUL or 0x01")
+        writer = self.connection.writer
+        if writer is None or writer.is_closing():
+            raise ConnectionResetError("the connection is closed")
+        writer.write(data)
+        try:
+            async with asyncio.timeout(_SEND_SECONDS):
+                await writer.drain()
+        except TimeoutError:
+            raise Ended("lost", f"the server took nothing for {_SEND_SECONDS:.0f} s") from None
+
+    def room(self, target: str, command: str) -> int:
+        """Return how many bytes of text a line to *target* may have, so that others get it whole."""
+        nick = max(len(self.nickname.encode()), len(self.options.nick))
+        user = len(self.own_user.encode()) or _LONGEST_USER
+        host = len(self.own_host.encode()) or _LONGEST_HOST
+        return LINE_BYTES - 2 - len(f":!@ {command}  :") - nick - user - host - len(target.encode())
+
+    async def _write(self) -> None:
+        while True:
+            job = self.network.next_job(self)
+            if job is None:
+                await self.network.wait_for_work()
+                continue
+            channel, entry, lines = job
+            command = channel.options.command
+            said = False
+            try:
+                for line in lines:
+                    await self.network.slot()
+                    await self.rawmsg(command, channel.name, line)
+                    said = True
+            except BaseException:
+                if entry is not None and not said:
+                    self.network.give_back(channel, entry)
+                raise
+            if entry is not None:
+                self.network.was_said(channel, entry)
+
+    # --- channels and nick ------------------------------------------------------------------------------------------
+
+    async def _keep(self) -> None:
+        """Join what is to be joined, and get our nick back."""
+        try:
+            async with asyncio.timeout(_SETTLE_SECONDS):
+                await self.settled.wait()
+        except TimeoutError:
+            pass
+        self._nick_at = time.monotonic()
+        while True:
+            now = time.monotonic()
+            for channel in self.network.channels:
+                if not channel.joined and now >= channel.join_at and not self._closing:
+                    await self.network.slot()
+                    # without an answer it is tried again, ever more rarely
+                    self._join_later(channel, self.options.retry_pause * 4)
+                    key = channel.options.key
+                    await self.rawmsg("JOIN", channel.name, *([key.read()] if key is not None else []))
+            if not self.is_same_nick(self.nickname, self.options.nick) and now >= self._nick_at:
+                self._nick_at = now + max(_NICK_SECONDS, self.options.retry_pause)
+                await self._recover()
+            await self.network.wait_a_little()
+
+    def _join_later(self, channel: Channel, first: float) -> None:
+        channel.join_pause = min(max(first, 2 * channel.join_pause), max(_JOIN_SECONDS, first))
+        channel.join_at = time.monotonic() + channel.join_pause * (1.0 + 0.25 * random.random())
+
+    def _left(self, channel: Channel, text: str) -> None:
+        if channel.joined and time.monotonic() - channel.joined_at > max(600.0, 2 * channel.join_pause):
+            channel.join_pause = 0.0
+        channel.joined = False
+        self._join_later(channel, self.options.retry_pause * 2)
+        log.warning(
+            "irc %s: %s in %s: %s; again in %.0f s",
+            *(self.options.name, "no longer" if text.startswith("kicked") else "not", channel.name, text),
+            channel.join_at - time.monotonic(),
+        )
+
+    async def _recover(self) -> None:
+        """Ask for our nick; where services keep it for us, they are told first."""
+        if self.options.recover != "nick" and self.logged_in:
+            await self.network.slot()
+            await self.rawmsg("PRIVMSG", "NickServ", f"{self.options.recover.upper()} {self.options.nick}")
+        if self.options.recover != "regain" or not self.logged_in:
+            await self.network.slot()
+            await self.rawmsg("NICK", self.options.nick)
+
+    def _next_nick(self) -> str:
+        self._nicks_tried += 1
+        if self._nicks_tried > _NICKS:
+            raise Ended("nick", f"{self.options.nick} is taken or refused, and so is whatever else we tried")
+        if self._attempt_nicknames:
+            return str(self._attempt_nicknames.pop(0))
+        # nine characters fit everywhere
+        return (
+            f"{self.options.nick[:6]}{random.randrange(1000):03}"
+            if self._nicks_tried > 1
+            else (f"{self.options.nick[:8]}_")
+        )
+
+    # --- what the server says: registration -------------------------------------------------------------------------
+
+    async def on_raw_001(self, message: Any) -> None:
+        if self.options.sasl and not self.logged_in:
+            raise Ended("login", "the server offers no SASL")
+        await self._registration_completed(message)
+
+    async def on_raw_376(self, message: Any) -> None:
+        self.settled.set()
+
+    on_raw_422 = on_raw_376
+
+    async def on_raw_cap_ls(self, params: list[str]) -> None:
+        more = len(params) > 1 and params[0] == "*"
+        self._caps = f"{self._caps} {params[-1]}"[:_READ_BYTES]
+        if not more:
+            caps, self._caps = self._caps, ""
+            if self.options.sasl and not self.registered and "sasl" not in [one.split("=")[0] for one in caps.split()]:
+                raise Ended("login", "the server offers no SASL; are its services up?")
+            await super().on_raw_cap_ls([caps])
+
+    async def on_capability_sasl_available(self, value: str | None) -> bool:
+        wanted = self.options.sasl
+        if wanted and value and wanted not in value.upper().split(","):
+            raise Ended("login", f"the server offers SASL {clean(value, 100)}, not {wanted}")
+        return bool(wanted) and not self.registered
+
+    async def _wanted(self, value: str | None) -> bool:
+        return bool(self.options.accounts) or bool(self.options.hostmasks)
+
+    on_capability_account_tag_available = _wanted
+    on_capability_account_notify_available = _wanted
+    on_capability_extended_join_available = _wanted
+
+    async def on_capability_chghost_available(self, value: str | None) -> bool:
+        return True
+
+    async def on_capability_sasl_enabled(self) -> Any:
+        await self.rawmsg("AUTHENTICATE", self.options.sasl)
+        return NEGOTIATING
+
+    async def on_raw_authenticate(self, message: Any) -> None:
+        """Answer the one question of PLAIN (RFC 4616) and EXTERNAL (RFC 4422, appendix A), in pieces of 400 bytes."""
+        if message.params[0] != "+":
+            raise Ended("login", "the server asks something that SASL PLAIN and EXTERNAL do not")
+        answer = b""
+        if self.options.sasl == "PLAIN" and self.options.sasl_password is not None:
+            answer = f"\0{self.options.account}\0{self.options.sasl_password.read()}".encode()
+        text = base64.b64encode(answer).decode()
+        for start in range(0, len(text), 400):
+            await self.rawmsg("AUTHENTICATE", text[start : start + 400])
+        if len(text) % 400 == 0:
+            await self.rawmsg("AUTHENTICATE", "+")
+
+    async def on_raw_900(self, message: Any) -> None:
+        self.logged_in = clean(message.params[2], 100)
+
+    async def on_raw_903(self, message: Any) -> None:
+        self.logged_in = self.logged_in or self.options.account
+        await self._capability_negotiated("sasl")
+
+    on_raw_907 = on_raw_903
+
+    async def _login_refused(self, message: Any) -> None:
+        raise Ended("login", f"SASL {self.options.sasl} was refused: {_words(message)}")
+
+    on_raw_902 = on_raw_904 = on_raw_905 = on_raw_906 = on_raw_908 = _login_refused
+
+    async def on_raw_464(self, message: Any) -> None:
+        raise Ended("login", f"the server refuses the password: {_words(message)}")
+
+    async def on_raw_465(self, message: Any) -> None:
+        raise Ended("banned", _words(message))
+
+    async def on_raw_error(self, message: Any) -> None:
+        raise Ended("stopped" if self._closing else cause_of(message.params[0]), _words(message))
+
+    async def on_raw_kill(self, message: Any) -> None:
+        if self.is_same_nick(message.params[0], self.nickname):
+            raise Ended("killed", _words(message))
+
+    async def on_raw_433(self, message: Any) -> None:
+        if not self.registered:
+            await self.set_nickname(self._next_nick())
+
+    on_raw_432 = on_raw_436 = on_raw_433
+
+    async def on_raw_437(self, message: Any) -> None:
+        if self.is_channel(message.params[1]):
+            await self._cannot_join(message)
+        else:
+            await self.on_raw_433(message)
+
+    # --- what the server says: channels and people ------------------------------------------------------------------
+
+    async def _create_user(self, nickname: str) -> None:
+        if len(self.users) >= _USERS:
+            raise Ended("garbage", f"the server tells of more than {_USERS} people")
+        super()._create_user(nickname)
+
+    async def on_raw_join(self, message: Any) -> None:
+        source, names = message.source, message.params[0]
+        nick, told = self._parse_user(source)
+        us = self.is_same_nick(nick, self.nickname)
+        if us:
+            self.own_user, self.own_host = told.get("username", ""), told.get("hostname", "")
+            for name in names.split(","):
+                channel = self._channel(name)
+                if channel is None:
+                    await self.rawmsg("PART", name)  # forwarded, or made to join
+                    return
+        await super().on_raw_join(self._create_message("JOIN", names, source=source))
+        if self._capabilities.get("extended-join") and len(message.params) > 1:
+            self.users[nick]["account"] = None if message.params[1] == "*" else message.params[1]
+        for name in names.split(",") if us else ():
+            channel = self._channel(name)
+            if channel is not None:
+                channel.joined, channel.joined_at = True, time.monotonic()
+                log.info("irc %s: joined %s", self.options.name, name)
+                self.network.wake()
+                if self.options.accounts and "WHOX" in self._isupport:
+                    await self.rawmsg("WHO", name, "%tna,370")
+
+    async def on_raw_353(self, message: Any) -> None:
+        """Note who is in a channel."""
+        _, _, name, names = message.params
+        if self.in_channel(name):
+            for entry in names.split():
+                nick = entry.lstrip("".join(self._nickname_prefixes)).partition("!")[0]
+                await self._sync_user(nick, {})
+                self.channels[name]["users"].add(nick)
+
+    async def on_raw_354(self, message: Any) -> None:
+        """Note accounts, as asked for with WHO %tna."""
+        _, token, nick, account = message.params
+        if token == "370" and nick in self.users:
+            self.users[nick]["account"] = None if account == "0" else account
+
+    async def on_raw_account(self, message: Any) -> None:
+        nick, _ = self._parse_user(message.source)
+        if nick in self.users:
+            self.users[nick]["account"] = None if message.params[0] == "*" else message.params[0]
+
+    async def on_raw_396(self, message: Any) -> None:
+        """Our own host has changed; some servers say user@host."""
+        user, _, self.own_host = message.params[1].rpartition("@")
+        self.own_user = user or self.own_user
+
+    async def on_raw_chghost(self, message: Any) -> None:
+        nick, _ = self._parse_user(message.source)
+        if self.is_same_nick(nick, self.nickname):
+            self.own_user, self.own_host = message.params[:2]
+
+    async def on_raw_nick(self, message: Any) -> None:
+        nick, _ = self._parse_user(message.source)
+        was_us = self.is_same_nick(nick, self.nickname)
+        await super().on_raw_nick(message)
+        if was_us and self.registered and not message.source.startswith("<"):
+            log.info("irc %s: our nick is %s", self.options.name, clean(self.nickname, 60))
+        self._nick_is_free(nick)
+
+    async def on_raw_quit(self, message: Any) -> None:
+        nick, _ = self._parse_user(message.source)
+        if self.is_same_nick(nick, self.nickname):
+            raise Ended("stopped" if self._closing else cause_of(_words(message)), _words(message))
+        if nick in self.users:
+            self._destroy_user(nick)
+        self._nick_is_free(nick)
+
+    def _nick_is_free(self, nick: str) -> None:
+        if self.is_same_nick(nick, self.options.nick) and not self.is_same_nick(nick, self.nickname):
+            self._nick_at = 0.0
+            self.network.stir()
+
+    async def on_raw_part(self, message: Any) -> None:
+        nick, _ = self._parse_user(message.source)
+        for name in message.params[0].split(","):
+            self._gone(nick, name, "made to leave")
+
+    async def on_raw_kick(self, message: Any) -> None:
+        kicker, _ = self._parse_user(message.source)
+        name, nick = message.params[:2]
+        self._gone(nick, name, f"kicked by {clean(kicker, 60)}: {_words(message)}")
+
+    def _gone(self, nick: str, name: str, text: str) -> None:
+        if not self.in_channel(name):
+            return
+        if self.is_same_nick(nick, self.nickname):
+            self._destroy_channel(name)
+            channel = self._channel(name)
+            if channel is not None:
+                self._left(channel, text)
+        elif nick in self.users:
+            self._destroy_user(nick, name)
+
+    async def _cannot_join(self, message: Any) -> None:
+        channel = self._channel(message.params[1])
+        if channel is not None and not channel.joined:
+            self._left(channel, _words(message))
+
+    async def on_raw_404(self, message: Any) -> None:
+        """Our line was refused: for its colours, or because the channel is moderated or we are banned from it."""
+        channel = self._channel(message.params[1])
+        if channel is None:
+            return
+        text = _words(message)
+        if channel.coloured and "colo" in text.lower():
+            channel.coloured = False
+            log.info("irc %s: %s takes no colours: %s", self.options.name, channel.name, text)
+            return
+        if channel.hold():
+            log.warning("irc %s: %s takes no messages: %s; again in 60 s", self.options.name, channel.name, text)
+
+    on_raw_408 = on_raw_404
+
+    def _channel(self, name: str) -> Channel | None:
+        return next((one for one in self.network.channels if self.is_same_channel(one.name, name)), None)
+
+    def people(self, name: str) -> Iterable[str]:
+        """Return the nicks in a channel."""
+        return self.channels[name]["users"] if self.in_channel(name) else ()
+
+    # --- commands ---------------------------------------------------------------------------------------------------
+
+    async def on_raw_privmsg(self, message: Any) -> None:
+        target, text = message.params
+        channel = self._channel(target)
+        if channel is not None and text.startswith("!") and channel.joined:
+            nick, _ = self._parse_user(message.source)
+            for reply in self.network.command(channel, nick, message.source, self._account(message, nick), text):
+                self.replies.append((channel.name, reply))
+            self.network.wake()
+
+    def _account(self, message: Any, nick: str) -> str:
+        """Return the services account of who said *message*, only where the server keeps us informed of it."""
+        if self._capabilities.get("account-tag"):
+            tag = message.tags.get("account")
+            return tag if isinstance(tag, str) else ""
+        if self._capabilities.get("account-notify") and self._capabilities.get("extended-join"):
+            return (self.users.get(nick) or {}).get("account") or ""
+        return ""
+
+
+for _number in _CANNOT_JOIN:
+    setattr(Session, f"on_raw_{_number}", Session._cannot_join)
+
+
+def _words(message: Any) -> str:
+    """Return what a server says in the last parameter, fit for a log."""
+    return clean(message.params[-1] if message.params else "", 200)

@@ -1,0 +1,142 @@
+"""The words under which a message is found, the same in every store.
+
+A word is a run of letters and digits of any script, without its case and its accents. A message has the words of its
+body (of names as of values), and one word more for each user and each package that it is about. Those begin with a
+character that no text has, so they are found as names only, and exactly, whatever punctuation is in them.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+TEXT_CHARACTERS = 256 * 1024  # of one message; what is behind is not found by its words
+WORD_CHARACTERS = 250  # of one word in an index; PostgreSQL takes at most 2046 bytes
+NAMES = 100  # users, and packages, of one message
+QUERY_WORDS = 64
+
+USER, PACKAGE, CUT = "\ue000", "\ue001", "\ue002"  # of the private use area, which is neither letter nor digit
+_PLAIN = str.maketrans({code: chr(0xE100 + code) for code in range(128) if not chr(code).isalnum()})
+
+_NO_WORD = re.compile(r"[\W_]+")
+_PART = re.compile(r'"([^"]*)"|(\S+)')
+
+
+def fold(text: str) -> str:
+    """Return *text* without case and accents, with a blank for whatever is neither letter nor digit beyond ASCII.
+
+    What is left between letters and digits of ASCII parts words just as blanks do.
+    """
+    if text.isascii():
+        return text.lower()
+    plain = unicodedata.normalize("NFKD", text).casefold()
+    plain = "".join([letter for letter in plain if not unicodedata.combining(letter)])
+    return _NO_WORD.sub(" ", plain)
+
+
+def split(folded: str) -> list[str]:
+    """Return the words of a folded text."""
+    return [word for word in _NO_WORD.split(folded) if word]
+
+
+def text_of(body: Any) -> str:
+    """Return the folded text of a body: its names and values in their order."""
+    try:
+        data = orjson.dumps(body)
+    except orjson.JSONEncodeError:  # nested deeper than orjson goes
+        data = b"\\"
+    if b"\\" not in data:
+        text = data.decode()
+    else:
+        # escapes would become letters of words
+        text = " ".join(_pieces(body))
+    return fold(text[: TEXT_CHARACTERS + 1])
+
+
+def _pieces(body: Any) -> Iterable[str]:
+    stack = [body]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, dict):
+            for key, inner in reversed(value.items()):
+                stack += (inner, key)
+        elif isinstance(value, list):
+            stack += reversed(value)
+        else:
+            yield orjson.dumps(value).decode()
+
+
+def name_word(kind: str, name: str) -> str:
+    """Return the one word for a user or package of that name."""
+    plain = unicodedata.normalize("NFKC", name).casefold() if not name.isascii() else name.lower()
+    return (kind + plain.translate(_PLAIN))[:WORD_CHARACTERS]
+
+
+def document(text: str, users: Iterable[str], packages: Iterable[str]) -> str:
+    """Return all words of a message, parted by whatever is no letter or digit: what a store puts into its index."""
+    names = [name_word(USER, name) for name in tuple(users)[:NAMES] if name]
+    names += [name_word(PACKAGE, name) for name in tuple(packages)[:NAMES] if name]
+    if len(text) > TEXT_CHARACTERS:
+        text = text[:TEXT_CHARACTERS]
+        names.append(CUT)
+    if names:
+        return f"{text} {' '.join(names)}"
+    return text
+
+
+def index_words(text: str) -> list[str]:
+    """Return the distinct words of a :func:`document`, each cut to what an index takes."""
+    return list({word[:WORD_CHARACTERS] for word in re.split(r"[\x00-\x2f\x3a-\x60\x7b-\x7f]+", text) if word})
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A word, the beginning of one, or several words in a row, that a message has to have."""
+
+    words: tuple[str, ...]
+    begins: bool = False  # the last word is only the beginning of one
+
+    @property
+    def exact(self) -> bool:
+        """Whether an index of single words says all about it."""
+        return len(self.words) == 1 and len(self.words[0]) <= WORD_CHARACTERS
+
+    def within(self, words: list[str]) -> bool:
+        """Say whether it is among the *words* of a text."""
+        length = len(self.words)
+        last = self.words[-1]
+        for place in range(len(words) - length + 1):
+            if tuple(words[place : place + length - 1]) != self.words[:-1]:
+                continue
+            found = words[place + length - 1]
+            if found == last or (self.begins and found.startswith(last)):
+                return True
+        return False
+
+
+def parse_text(text: str) -> tuple[Wanted, ...]:
+    """Read what a person is looking for: words, ``"words in a row"`` and ``begin*``; all of it has to be there.
+
+    A word with punctuation inside, such as ``python3-requests``, is its parts in a row.
+
+    Raises:
+        ValueError: There is no word in it, or more than 64.
+    """
+    found: list[Wanted] = []
+    for quoted, bare in _PART.findall(text):
+        piece = quoted or bare
+        words = split(fold(piece))
+        if words:
+            found.append(Wanted(tuple(words), begins=piece.endswith("*")))
+    if not found:
+        raise ValueError(f"{text[:80]!r} has no word to look for; a word is made of letters and digits")
+    if sum(len(one.words) for one in found) > QUERY_WORDS:
+        raise ValueError(f"more than {QUERY_WORDS} words to look for")
+    return tuple(found)
