@@ -41,7 +41,7 @@ from fedbus.trust.verifier import Verifier
 if TYPE_CHECKING:
     from fedbus.hub.consumer import Consumer
     from fedbus.hub.dead import DeadLetters
-    from fedbus.hub.delivery import Enabled
+    from fedbus.hub.enabled import Enabled
     from fedbus.hub.hub import Hub
     from fedbus.hub.options import HubOptions
     from fedbus.monitor.http import StatusServer
@@ -304,7 +304,7 @@ class Bus:
             KeysError, JournalError: The CA, or the cursor store, cannot be used.
         """
         # programs that only publish need not load it
-        from fedbus.hub.delivery import Enabled
+        from fedbus.hub.enabled import Enabled
         from fedbus.hub.hub import Hub
         from fedbus.hub.registry import enable
         from fedbus.hub.source import Source

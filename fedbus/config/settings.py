@@ -27,7 +27,7 @@ from fedbus.config.fits import fits
 from fedbus.config.options import DiscoveryOptions, DnsOptions
 from fedbus.config.units import parse_duration, parse_size
 from fedbus.errors import ConfigError, FedbusError
-from fedbus.hub.options import ConsumerSettings, HubOptions
+from fedbus.hub.options import Batch, ConsumerSettings, HubOptions
 from fedbus.journal.options import JournalOptions, SyncPolicy
 from fedbus.model.limits import Limits
 from fedbus.model.topic import Naming, TopicFilter
@@ -602,3 +602,9 @@ class _Builder:
                 continue
             chosen = {"use": name, **entry, "topics": self._topics((*path, "topics"), entry.get("topics"), naming)}
             yield name, ConsumerSettings(name=name, origin=str(self._document.origin(path)), **chosen)
+            if "batch" in entry:
+                try:
+                    chosen["batch"] = Batch(**entry["batch"])
+                except ValueError as error:
+                    self.refuse((*path, "batch"), f"{dotted((*path, 'batch'))}: {error}")
+                    chosen["batch"] = None

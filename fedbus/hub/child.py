@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ import orjson
 
 from fedbus.errors import ConfigError
 from fedbus.hub.consumer import Consumer, Drop, Halt, Retry
-from fedbus.hub.options import ConsumerSettings
+from fedbus.hub.options import Batch, ConsumerSettings
 from fedbus.hub.registry import load_configured
 from fedbus.model.limits import Limits
 from fedbus.model.message import Message
@@ -74,17 +74,19 @@ class _Child:
     def serve(self) -> None:
         while True:
             asked = orjson.loads(self._connection.recv_bytes())
-            frame = self._connection.recv_bytes() if asked.get("frame") else None
-            self._send(self._answer(asked, frame))
+            # all of it, whatever becomes of the first: what is left would be taken for the next question
+            count = sum(part["frame"] for part in asked["parts"]) if "parts" in asked else int(bool(asked.get("frame")))
+            frames = [self._connection.recv_bytes() for _ in range(count)]
+            self._send(self._answer(asked, frames))
 
     def _send(self, answer: dict[str, Any]) -> None:
         data = orjson.dumps(answer, default=str)
         with self._turn:
             self._connection.send_bytes(data)
 
-    def _answer(self, asked: dict[str, Any], frame: bytes | None) -> dict[str, Any]:
+    def _answer(self, asked: dict[str, Any], frames: list[bytes]) -> dict[str, Any]:
         try:
-            result = self._do(asked, frame)
+            result = self._do(asked, frames)
         except Retry as retry:
             return {"did": "retry", "after": retry.after, "reason": _text(retry.reason)}
         except Drop as drop:
@@ -101,17 +103,20 @@ class _Child:
             }
         return {"did": "done", **(result or {})}
 
-    def _do(self, asked: dict[str, Any], frame: bytes | None) -> dict[str, Any] | None:
+    def _do(self, asked: dict[str, Any], frames: list[bytes]) -> dict[str, Any] | None:
         operation = asked["do"]
         if operation == "load":
             return self._load(asked)
         consumer = self._consumer
         assert consumer is not None
         if operation == "consume":
-            if frame is not None:
+            for frame in frames:
                 self._open(frame, asked["signer"])
             message = self._messages[asked["index"]]
             self._settle(lambda: consumer.consume(message))
+        elif operation == "consume_batch":
+            messages = list(self._gather(asked["parts"], frames))
+            self._settle(lambda: consumer.consume_batch(messages))
         elif operation == "start":
             self._settle(consumer.start)
         elif operation == "stop":
@@ -129,11 +134,29 @@ class _Child:
         root.addHandler(_ToHub(self._send))
         self._limits = Limits(**asked["limits"])
         wanted = asked["settings"]
-        settings = ConsumerSettings(**{**wanted, "topics": tuple(wanted["topics"]), "isolation": "thread"})
+        changes = {
+            "topics": tuple(wanted["topics"]),
+            "batch": None if wanted["batch"] is None else Batch(**wanted["batch"]),
+            "isolation": "thread",
+        }
+        settings = ConsumerSettings(**{**wanted, **changes})
         folder = Path(asked["folder"]) if asked["folder"] is not None else None
         enabled = load_configured(settings, folder=folder, since=asked["since"], origins=asked["origins"])
         self._consumer = enabled.consumer
-        return {"topics": list(enabled.topics), "since": enabled.since}
+        batch = enabled.batch
+        return {
+            "topics": list(enabled.topics),
+            "since": enabled.since,
+            "batch": None if batch is None else [batch.messages, batch.seconds],
+        }
+
+    def _gather(self, parts: list[dict[str, Any]], frames: list[bytes]) -> Iterator[Message]:
+        left = iter(frames)
+        for part in parts:
+            if part["frame"]:
+                self._open(next(left), part["signer"])
+            for index in part["indexes"]:
+                yield self._messages[index]
 
     def _open(self, frame: bytes, signer: str) -> None:
         parcel = parcels.decode(frame, parcel_bytes=len(frame))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
+from fedbus.hub.options import Batch
 from fedbus.model.message import Message
 from fedbus.texts.texts import Texts
 from fedbus.transport.state import Loss
@@ -23,9 +24,10 @@ class Outcome(Exception):
 
 
 class Retry(Outcome):
-    """Deliver the same message again after *after* seconds; until then the consumer gets nothing else.
+    """Deliver the same message again after *after* seconds; until then the consumer gets nothing that comes behind it.
 
-    May be raised any number of times for one message and does not count as a failed attempt.
+    May be raised any number of times for one message and does not count as a failed attempt. From ``consume_batch`` it
+    means the whole batch.
     """
 
     def __init__(self, after: float = 1.0, reason: str = "") -> None:
@@ -56,7 +58,8 @@ class Halt(Outcome):
 
 
 class Consumer:
-    """Base of consumers written as classes. The hub calls one at a time, always from the same thread.
+    """Base of consumers written as classes. The hub calls one at a time, always from the same thread, unless the
+    configuration says ``workers``: then so many calls may run at once, each in another thread.
 
     What a consumer needs comes through ``__init__``: the ``settings`` of the configuration, as keyword arguments, after
     they were checked against ``schema``. Messages are shared with other consumers, so bodies must not be changed.
@@ -78,6 +81,9 @@ class Consumer:
     texts: Texts = Texts()
     """What messages say to people; the hub puts that of its configuration here before ``start()``."""
 
+    batch: ClassVar[Batch | None] = None
+    """For consumers with ``consume_batch``: how much it is given at once; the configuration may say otherwise."""
+
     def consume(self, message: Message) -> Awaitable[None] | None:
         """Work on *message*; returning says that it is done. May be ``async def``.
 
@@ -88,6 +94,19 @@ class Consumer:
             Exception: Tried again a known number of times, with growing pauses, then given up.
         """
         raise NotImplementedError(f"{type(self).__name__} has no consume(message)")
+
+    def consume_batch(self, messages: Sequence[Message]) -> Awaitable[None] | None:
+        """Work on all *messages*, in their order; returning says that all are done. May be ``async def``.
+
+        Where a class defines it, it is called in place of ``consume``. A batch fails as a whole: each message of it is
+        then given in a batch of its own, and what is raised there counts for that message alone, as with ``consume``.
+
+        Raises:
+            Retry: The same batch again, later.
+            Halt: Stop the hub.
+            Drop, Exception: As above; from a batch of several it only means that they are given one by one.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no consume_batch(messages)")
 
     def start(self) -> Awaitable[None] | None:
         """Called once before the first message, in the thread that delivers; tried again later if it raises."""
@@ -108,16 +127,18 @@ class Declaration:
     name: str
     topics: tuple[str, ...]
     since: str
+    batch: Batch | None = None
 
 
-C = TypeVar("C", bound=Callable[[Message], object])
+C = TypeVar("C", bound=Callable[[Any], object])
 
 
-def consumer(*topics: str, name: str | None = None, since: str = "now") -> Callable[[C], C]:
+def consumer(*topics: str, name: str | None = None, since: str = "now", batch: Batch | None = None) -> Callable[[C], C]:
     """Make a function of one message a consumer of *topics*; it stays the function that it was.
 
-    ``@consumer("koji.package.build", name="announce")``. Without *name* its cursor is called as the function. Nothing
-    is registered anywhere: a hub finds it in the module that it is told to load.
+    ``@consumer("koji.package.build", name="announce")``. Without *name* its cursor is called as the function. With
+    *batch* it is one of a list of messages. Nothing is registered anywhere: a hub finds it in the module that it is
+    told to load.
 
     Raises:
         TypeError: Used without topics, as in ``@consumer``.
@@ -131,17 +152,25 @@ def consumer(*topics: str, name: str | None = None, since: str = "now") -> Calla
     def mark(function: C) -> C:
         chosen = name or _named(function.__name__)
         check_name(chosen)
-        setattr(function, MARK, Declaration(chosen, topics, since))
+        setattr(function, MARK, Declaration(chosen, topics, since, batch))
         return function
 
     return mark
 
 
 class Callback(Consumer):
-    """A function that :func:`consumer` has marked, as the hub runs it."""
+    """A function that :func:`consumer` has marked, as the hub runs it; *batched*: it takes a list of messages."""
 
-    def __init__(self, function: Callable[[Message], Any]) -> None:
-        self.consume = function  # type: ignore[method-assign,assignment]
+    def __init__(self, function: Callable[[Any], Any], *, batched: bool = False) -> None:
+        if batched:
+            self.consume_batch = function  # type: ignore[method-assign,assignment]
+        else:
+            self.consume = function  # type: ignore[method-assign,assignment]
+
+
+def takes_batches(kind: type[Consumer]) -> bool:
+    """Return whether a consumer class defines ``consume_batch``."""
+    return kind.consume_batch is not Consumer.consume_batch
 
 
 def check_name(name: str) -> None:

@@ -9,17 +9,14 @@ passed the message.
 from __future__ import annotations
 
 import sqlite3
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
-from fedbus.errors import FedbusError, Fenced, JournalError
+from fedbus.errors import FedbusError, Fenced
 from fedbus.failpoints import ARMED, hit
-from fedbus.journal.cursors import DATABASE_ERRORS
-from fedbus.journal.segment import make_directory
+from fedbus.journal.database import Database
 from fedbus.model.message import Message, MessageKey
 from fedbus.model.position import Position
 
@@ -39,7 +36,6 @@ CREATE TABLE IF NOT EXISTS letter (
 );
 CREATE TABLE IF NOT EXISTS holder (consumer TEXT PRIMARY KEY, token INTEGER NOT NULL) WITHOUT ROWID;
 """
-_BUSY_SECONDS = 10.0
 _TEXT = 20_000  # characters of a reason or traceback that are kept
 _COLUMNS = (
     "id, consumer, endpoint, epoch, sequence, topic, reason, attempts, died_at_ms, requeued, tries, length(parcel)"
@@ -52,7 +48,10 @@ class LettersFull(FedbusError):
 
 @dataclass(frozen=True, slots=True)
 class Attempts:
-    """How often a message was given to a consumer in vain; *settled*: it is a dead letter, and not given again."""
+    """How often a message was given to a consumer in vain; *settled*: it is not given again.
+
+    It is a dead letter then, or was taken while one before it was not.
+    """
 
     count: int
     settled: bool = False
@@ -95,74 +94,27 @@ class Held:
     requeued: int
 
 
-class DeadLetters:
-    """Attempts and dead letters of the consumers of this host. Any thread may use it, and so may several processes.
+class DeadLetters(Database):
+    """Attempts and dead letters of the consumers of this host. See :class:`Database` for who may use it.
 
-    What a hub writes takes its fencing token; what people do by hand (``requeue``, ``drop``) does not. On return of a
-    method that writes, what it wrote outlives the machine.
+    What a hub writes takes its fencing token; what people do by hand (``requeue``, ``drop``) does not.
     """
 
+    WHAT = "the dead letters"
+    SCHEMA = _SCHEMA
+    DAMAGED = "a hub makes a new one"
+
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
-        self.path = path
-        self._connection: sqlite3.Connection | None = connection
-        self._turn = threading.Lock()
+        super().__init__(path, connection)
         self._written = 0
 
-    @classmethod
-    def open(cls, path: Path) -> Self:
-        """Open the database at *path*, or create it with mode 0600, and its folder with 0700.
-
-        Raises:
-            JournalError: It cannot be opened, or is damaged.
-        """
-        connection = None
-        try:
-            make_directory(path.parent)
-            path.touch(mode=0o600)
-            connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=FULL")
-            verdict = connection.execute("PRAGMA quick_check(1)").fetchone()
-            if verdict is None or verdict[0] != "ok":
-                raise sqlite3.DatabaseError(str(verdict and verdict[0]))
-            connection.executescript(_SCHEMA)
-        except DATABASE_ERRORS as error:
-            if connection is not None:
-                connection.close()
-            raise _failed(path, "open", error) from error
-        return cls(path, connection)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Let go of the database; again is harmless."""
-        with self._turn:
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
-
     @contextmanager
-    def _transaction(self, doing: str, begin: str = "BEGIN IMMEDIATE") -> Iterator[sqlite3.Connection]:
-        with self._turn:
-            connection = self._connection
-            if connection is None:
-                raise JournalError(f"the dead letters in {self.path} are closed; open them again")
-            try:
-                connection.execute(begin)
-                try:
-                    yield connection
-                    connection.execute("COMMIT")
-                    self._written += doing == "write"
-                except BaseException:
-                    if connection.in_transaction:
-                        connection.execute("ROLLBACK")
-                    raise
-            except DATABASE_ERRORS as error:
-                raise _failed(self.path, doing, error) from error
+    def _transaction(
+        self, doing: str, begin: str = "BEGIN IMMEDIATE", patience: float | None = None
+    ) -> Iterator[sqlite3.Connection]:
+        with super()._transaction(doing, begin, patience) as connection:
+            yield connection
+            self._written += doing == "write"
 
     # --- for hubs: attempts --------------------------------------------------------------------------------------
 
@@ -198,15 +150,29 @@ class DeadLetters:
         if ARMED:
             hit("dead.tried")
 
-    def forget(self, consumer: str, key: MessageKey, token: int = 0) -> None:
-        """The message is done with, one way or another: forget its attempts.
+    def forget(self, consumer: str, keys: Iterable[MessageKey], token: int = 0) -> None:
+        """The messages *keys* are done with, one way or another: forget their attempts.
 
         Raises:
             Fenced, JournalError: As above.
         """
         with self._transaction("write") as connection:
             self._fence(connection, consumer, token)
-            self._forget(connection, consumer, key)
+            for key in keys:
+                self._forget(connection, consumer, key)
+
+    def settle(self, consumer: str, keys: Iterable[MessageKey], token: int = 0) -> None:
+        """Note that the messages *keys* are done with, though others before them are not: they are not given again.
+
+        Raises:
+            Fenced, JournalError: As above.
+        """
+        with self._transaction("write") as connection:
+            self._fence(connection, consumer, token)
+            connection.executemany(
+                "INSERT INTO attempt VALUES (?, ?, ?, ?, 0, 1) ON CONFLICT DO UPDATE SET settled = 1",
+                [(consumer, *key) for key in keys],
+            )
 
     @staticmethod
     def _forget(connection: sqlite3.Connection, consumer: str, key: MessageKey) -> None:
@@ -399,18 +365,3 @@ def _storable(text: str) -> str:
     """Return what SQLite can keep and a person would read: no lone surrogates, no megabytes."""
     cut = text if len(text) <= _TEXT else text[:_TEXT] + "…"
     return cut.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\x00")
-
-
-def _failed(path: Path, doing: str, error: Exception) -> JournalError:
-    damaged = isinstance(error, (sqlite3.DatabaseError, UnicodeDecodeError))
-    damaged = damaged and not isinstance(error, sqlite3.OperationalError)
-    if damaged:
-        advice = (
-            f"it is damaged or no database of dead letters: move it away together with {path.name}-wal and "
-            f"{path.name}-shm, and restore a backup; a hub makes a new one"
-        )
-    elif "locked" in str(error) or "busy" in str(error):
-        advice = "another process keeps it locked; find it with `fuser`, and try again"
-    else:
-        advice = "check the disk, and the mode of the file and its folder"
-    return JournalError(f"cannot {doing} the dead letters in {path}: {error}; {advice}")

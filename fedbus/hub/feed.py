@@ -47,6 +47,10 @@ class Feed:
         self._sleeping = False
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
+    def resize(self, *, messages: int, size: int) -> None:
+        """Hold other numbers of messages and bytes from now on; any thread may call this."""
+        self._most_messages, self._most_size = messages, size
+
     @property
     def waiting(self) -> int:
         """Messages in the queue."""

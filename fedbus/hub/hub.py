@@ -11,11 +11,11 @@ from types import TracebackType
 
 from fedbus.errors import ConfigError, FedbusError, Fenced, MessageError
 from fedbus.hub.consumer import Halt
-from fedbus.hub.delivery import Delivery, Enabled
+from fedbus.hub.delivery import Delivery
+from fedbus.hub.enabled import Enabled
 from fedbus.hub.feed import Feed
 from fedbus.hub.http import status_server
 from fedbus.hub.intake import Intake
-from fedbus.hub.isolated import Isolated
 from fedbus.hub.options import HubOptions
 from fedbus.hub.source import Source
 from fedbus.hub.watch import Watch
@@ -88,7 +88,7 @@ class Hub:
         self._dead_version: tuple[int, int] | None = None
         self._store_failure = ""
         self._store_said_at = float("-inf")
-        self._busy: dict[str, tuple[Message, float]] = {}  # what each consumer had in hand, and since when
+        self._busy: dict[tuple[str, int], tuple[Message, float]] = {}  # what each worker had in hand, and since when
         self._http: StatusServer | None = None
 
     # --- the life of a hub -------------------------------------------------------------------------------------
@@ -184,11 +184,12 @@ class Hub:
             self._dead_at = now + _DEAD_SECONDS
             self._look_at_dead_letters()
         for delivery in self.deliveries:
-            message = delivery.current
-            if message is None:
-                self._busy.pop(delivery.enabled.name, None)
-            elif self._busy.get(delivery.enabled.name, (None, 0.0))[0] is not message:
-                self._busy[delivery.enabled.name] = (message, now)
+            for worker, message in enumerate(delivery.currents):
+                place = (delivery.enabled.name, worker)
+                if message is None:
+                    self._busy.pop(place, None)
+                elif self._busy.get(place, (None, 0.0))[0] is not message:
+                    self._busy[place] = (message, now)
 
     def close(self) -> None:
         """Stop the intake, let consumers finish the message in hand within ``drain_timeout``, write the cursors."""
@@ -208,15 +209,14 @@ class Hub:
             if thread.ident is not None:
                 thread.join(max(0.0, deadline - clock.monotonic()))
         for delivery in self.unfinished():
-            message, isolated = delivery.current, delivery.enabled.consumer
+            messages = [str(message.key) for message in delivery.currents if message is not None]
             log.warning(
                 "consumer %s has not finished %s within %g s; it will get the message again",
                 delivery.enabled.name,
-                message.key if message is not None else "its stop()",
+                ", ".join(messages) or "its stop()",
                 self.options.drain_timeout,
             )
-            if isinstance(isolated, Isolated):
-                isolated.kill()  # then its thread ends
+            if delivery.kill():
                 delivery.join(_KILL_SECONDS)
         if self.intake is not None and self.intake.ident is None:
             self.intake.subscriber.close()
@@ -277,14 +277,14 @@ class Hub:
             found.append("stopping")
         for delivery in self.deliveries:
             enabled = delivery.enabled
-            failure = delivery.failure or (enabled.consumer.failure if isinstance(enabled.consumer, Isolated) else "")
-            if failure:
-                found.append(f"consumer {enabled.name}: {failure}")
+            if delivery.failure:
+                found.append(f"consumer {enabled.name}: {delivery.failure}")
             elif not delivery.caught_up:
                 found.append(f"consumer {enabled.name}: not caught up")
-            busy = self._busy.get(enabled.name)
-            if busy is not None and now - busy[1] > enabled.timeout:
-                found.append(f"consumer {enabled.name}: busy with {busy[0].key} for {now - busy[1]:.0f} s")
+            for worker in range(enabled.workers):
+                busy = self._busy.get((enabled.name, worker))
+                if busy is not None and now - busy[1] > enabled.timeout:
+                    found.append(f"consumer {enabled.name}: busy with {busy[0].key} for {now - busy[1]:.0f} s")
         return found
 
     # --- parts of a round --------------------------------------------------------------------------------------
@@ -320,7 +320,7 @@ class Hub:
             if version == self._dead_version:
                 return
             for delivery in self.deliveries:
-                delivery.dead = dead.held(delivery.enabled.name)
+                delivery.trying.held = dead.held(delivery.enabled.name)
                 if delivery.dead.requeued and not delivery.requeue_asked:
                     delivery.requeue_asked = True
                     delivery.feed.wake()

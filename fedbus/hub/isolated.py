@@ -7,13 +7,14 @@ again in a new process, and at last made a dead letter. The hub and the other co
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -23,7 +24,7 @@ import orjson
 
 from fedbus.errors import ConfigError, FedbusError
 from fedbus.hub.consumer import Consumer, Drop, Halt, Retry
-from fedbus.hub.options import ConsumerSettings
+from fedbus.hub.options import Batch, ConsumerSettings
 from fedbus.model.limits import Limits
 from fedbus.model.message import Message
 from fedbus.transport import sockets
@@ -99,6 +100,14 @@ class Isolated(Consumer):
         facts = self._spawn()
         self.topics: tuple[str, ...] = tuple(facts["topics"])  # type: ignore[misc]
         self.since: str = facts["since"]  # type: ignore[misc]
+        self.batch = None if facts["batch"] is None else Batch(*facts["batch"])  # type: ignore[misc]
+
+    def sibling(self) -> Isolated:
+        """Return the same with a process of its own, which is started when it is needed."""
+        other = copy.copy(self)
+        other._process = other._connection = other._parcel = None
+        other._started = False
+        return other
 
     # --- what the hub calls --------------------------------------------------------------------------------------
 
@@ -113,7 +122,21 @@ class Isolated(Consumer):
             frame = cast(Parcel, message.parcel).frame
             asked |= {"frame": True, "signer": message.signer}
             self._parcel = message.parcel
-        self._ask(asked, self._wanted.timeout, frame)
+        self._ask(asked, self._wanted.timeout, *(() if frame is None else (frame,)))
+
+    def consume_batch(self, messages: Sequence[Message]) -> None:
+        self._ready()
+        parts: list[dict[str, Any]] = []
+        frames: list[bytes] = []
+        for message in messages:
+            if not parts or message.parcel is not self._parcel:
+                fresh = message.parcel is not self._parcel
+                parts.append({"indexes": [], "frame": fresh, "signer": message.signer})
+                if fresh:
+                    frames.append(cast(Parcel, message.parcel).frame)
+                    self._parcel = message.parcel
+            parts[-1]["indexes"].append(message.index)
+        self._ask({"do": "consume_batch", "parts": parts}, self._wanted.timeout, *frames)
 
     def lost(self, loss: Loss) -> None:
         self._ready()
@@ -204,13 +227,13 @@ class Isolated(Consumer):
 
     # --- one question and its answer -----------------------------------------------------------------------------
 
-    def _ask(self, asked: dict[str, Any], timeout: float, frame: bytes | None = None) -> dict[str, Any]:
+    def _ask(self, asked: dict[str, Any], timeout: float, *frames: bytes) -> dict[str, Any]:
         """Have the process do something; return what it says, or raise what the consumer raised there."""
         connection = self._connection
         assert connection is not None
         try:
             connection.send_bytes(orjson.dumps(asked, option=orjson.OPT_NON_STR_KEYS))
-            if frame is not None:
+            for frame in frames:
                 connection.send_bytes(frame)
             answer = self._await(connection, timeout)
         except BlockingIOError as error:

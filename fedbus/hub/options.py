@@ -8,6 +8,22 @@ from pathlib import Path
 from typing import Any
 
 
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """How many messages a consumer is given at once: at most *messages*, and those there are *seconds* after the first.
+
+    Raises:
+        ValueError: Fewer than one message, or no bounded time.
+    """
+
+    messages: int = 1000
+    seconds: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.messages < 1 or not 0.0 <= self.seconds <= 86400.0:
+            raise ValueError(f"{self}: at least one message, and 0 seconds to a day, are needed")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HubOptions:
     """Where consumers are found, and how the hub delivers, stops and shows itself."""
@@ -16,7 +32,7 @@ class HubOptions:
     http: str | None = None  # HOST:PORT of /live, /ready and /metrics; None: not served
     drain_timeout: float = 10.0  # seconds that consumers have to finish on SIGTERM
     queue_messages: int = 10_000  # waiting for one consumer; what does not fit is read from the journals later
-    queue_bytes: int = 64 * 2**20
+    queue_bytes: int = 64 * 2**20  # and as much again where it has several workers, or takes batches
     commit_interval: float = 1.0  # seconds between two writes of a cursor: what a crash makes come again
     retry_pause: float = 1.0  # seconds before the first new try of a message that failed; each later one is longer
     dead_messages: int = 10_000  # dead letters of one consumer; where no more fit it waits, and gives nothing up
@@ -37,9 +53,9 @@ class ConsumerSettings:
     enabled: bool = True
     topics: tuple[str, ...] = ()  # empty: those that the consumer itself declares
     since: str = ""  # where a consumer without a cursor begins; empty: what it declares itself, or now
-    workers: int = 1
-    ordered_by: str = "stream"
-    batch: int = 1
+    workers: int = 1  # calls at the same time
+    ordered_by: str = "stream"  # or endpoint, topic, none, body.KEY: what is equal there is worked on in order
+    batch: Batch | None = None  # several messages in one call; None: as the consumer declares
     timeout: float = 60.0  # seconds for one call
     isolation: str = "thread"  # or "process": a process of its own, which may crash, hang and leak
     memory_bytes: int = 0  # of that process, resident; it is started anew beyond; 0: not watched

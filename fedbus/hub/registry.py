@@ -23,10 +23,10 @@ from typing import Any
 import jsonschema
 
 from fedbus.errors import ConfigError
-from fedbus.hub.consumer import MARK, Callback, Consumer, Declaration, check_name, name_of
-from fedbus.hub.delivery import Enabled
+from fedbus.hub.consumer import MARK, Callback, Consumer, Declaration, check_name, name_of, takes_batches
+from fedbus.hub.enabled import Enabled
 from fedbus.hub.isolated import Isolated
-from fedbus.hub.options import ConsumerSettings
+from fedbus.hub.options import Batch, ConsumerSettings
 from fedbus.model.limits import Limits
 from fedbus.model.message import Message
 
@@ -129,13 +129,16 @@ def enable(consumer: Consumer | Callable[[Message], object]) -> Enabled:
         except ValueError as error:
             raise ConfigError(str(error)) from error
         topics = _topics(consumer, (), f"consumer {name!r}")
-        return Enabled(name=name, consumer=consumer, topics=topics, since=consumer.since)
+        batch = _batch(kind, consumer.batch, f"consumer {name!r}")
+        return Enabled(name=name, consumer=consumer, topics=topics, since=consumer.since, batch=batch)
     candidate = _candidate(getattr(consumer, "__name__", repr(consumer)), consumer, "Bus.hub")
+    batch = _batch(consumer, None, f"consumer {candidate.name!r}")
     return Enabled(
         name=candidate.name,
-        consumer=_build(consumer, {}, "Bus.hub"),
+        consumer=_build(consumer, {}, "Bus.hub", batch),
         topics=_topics(consumer, (), f"consumer {candidate.name!r}"),
         since=_since(consumer),
+        batch=batch,
     )
 
 
@@ -156,8 +159,6 @@ def load_configured(
         ConfigError: It cannot be loaded, or its settings are not what it takes.
     """
     where = f"{wanted.origin}: consumer {wanted.name!r}"
-    if (wanted.workers, wanted.batch, wanted.ordered_by) != (1, 1, "stream"):
-        log.warning("%s: workers, batch and ordered_by are not in this release: one message at a time, in order", where)
     if wanted.isolation == "process":
         isolated = Isolated(wanted, folder=folder, since=since, origins=origins, limits=limits or Limits())
         return Enabled(
@@ -167,6 +168,9 @@ def load_configured(
             since=isolated.since,
             attempts=wanted.attempts,
             timeout=wanted.timeout,
+            workers=wanted.workers,
+            ordered_by=wanted.ordered_by,
+            batch=isolated.batch,
             origin=wanted.origin,
         )
     candidates, chosen = _resolve(wanted, folder, where)
@@ -176,13 +180,17 @@ def load_configured(
     schema = getattr(candidate.target, "schema", None) if inspect.isclass(candidate.target) else None
     if schema is not None:
         _check_settings(schema, settings, wanted, origins)
+    batch = _batch(candidate.target, wanted.batch, where)
     return Enabled(
         name=wanted.name,
-        consumer=_build(candidate.target, settings, f"{at}: consumer {wanted.name!r}"),
+        consumer=_build(candidate.target, settings, f"{at}: consumer {wanted.name!r}", batch),
         topics=_topics(candidate.target, wanted.topics, where),
         since=since or wanted.since or _since(candidate.target),
         attempts=wanted.attempts,
         timeout=wanted.timeout,
+        workers=wanted.workers,
+        ordered_by=wanted.ordered_by,
+        batch=batch,
         origin=wanted.origin,
     )
 
@@ -238,11 +246,13 @@ def _from_files(files: Iterable[str], since: str | None) -> Iterable[Enabled]:
                     f"{where}: a consumer named {candidate.name!r} is in {seen[candidate.name]} too; rename one of them"
                 )
             seen[candidate.name] = text
+            batch = _batch(candidate.target, None, where)
             yield Enabled(
                 name=candidate.name,
-                consumer=_build(candidate.target, {}, f"{where}: consumer {candidate.name!r}"),
+                consumer=_build(candidate.target, {}, f"{where}: consumer {candidate.name!r}", batch),
                 topics=_topics(candidate.target, (), where),
                 since=since or _since(candidate.target),
+                batch=batch,
                 origin=where,
             )
 
@@ -388,19 +398,31 @@ def _check_settings(
         raise ConfigError(sorted(problems))
 
 
-def _build(target: Any, settings: dict[str, Any], where: str) -> Consumer:
+def _build(target: Any, settings: dict[str, Any], where: str, batch: Batch | None) -> Consumer:
     if not inspect.isclass(target):
         if settings:
             raise ConfigError(
                 f"{where}: a callback takes no settings; make it a class, or remove {', '.join(settings)}"
             )
-        return Callback(target)
+        return Callback(target, batched=batch is not None)
     try:
         inspect.signature(target).bind(**settings)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{where}: its settings do not fit {target.__name__}: {error}") from error
     made: Consumer = _guarded(lambda: target(**settings), f"{where}: {target.__name__}")
     return made
+
+
+def _batch(target: Any, configured: Batch | None, where: str) -> Batch | None:
+    """Return how much *target* is given at once; None for a message each."""
+    mark = getattr(target, MARK, None)
+    if mark is not None:
+        return configured or mark.batch
+    if takes_batches(target):
+        return configured or target.batch or Batch()
+    if configured is not None:
+        raise ConfigError(f"{where}: it takes no batches; give {target.__name__} a consume_batch, or remove `batch`")
+    return None
 
 
 def _topics(target: Any, configured: tuple[str, ...], where: str) -> tuple[str, ...]:

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
-import threading
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Self
+from collections.abc import Iterable, Mapping
 
 from fedbus.errors import Fenced, JournalError
 from fedbus.failpoints import ARMED, hit
-from fedbus.journal.segment import make_directory
+from fedbus.journal.database import Database
 from fedbus.model.position import Position
 
 _SCHEMA = """
@@ -22,79 +18,21 @@ CREATE TABLE IF NOT EXISTS cursor (
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS holder (name TEXT PRIMARY KEY, token INTEGER NOT NULL) WITHOUT ROWID;
 """
-# UnicodeDecodeError: what SQLite says of a damaged schema quotes it, and the module decodes that as UTF-8
-DATABASE_ERRORS = (sqlite3.Error, UnicodeDecodeError, OSError)
 _COLUMNS = "name, endpoint, epoch, sequence, checksum"  # by name: damage may make others of them
-_BUSY_SECONDS = 10.0
 _LARGEST = 2**63 - 1  # what SQLite's integers hold
 
 
-class CursorStore:
-    """Named cursors, each a place in every stream that its reader has met.
+class CursorStore(Database):
+    """Named cursors, each a place in every stream that its reader has met. See :class:`Database` for who may use it."""
 
-    Any thread may use it, and so may several processes. On return of :meth:`save` the places outlive the machine.
-    """
-
-    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
-        self.path = path
-        self._connection: sqlite3.Connection | None = connection
-        self._turn = threading.Lock()
-        self._patience = _BUSY_SECONDS  # as the connection has it
+    WHAT = "the cursors"
+    SCHEMA = _SCHEMA
+    DAMAGED = "without one, readers begin where their `since` says and may see messages again"
 
     @classmethod
-    def open(cls, path: Path) -> Self:
-        """Open the database at *path*, or create it with mode 0600, and its folder with 0700.
-
-        Raises:
-            JournalError: It cannot be opened, or is not (any more) a database of cursors.
-        """
-        connection = None
-        try:
-            make_directory(path.parent)
-            path.touch(mode=0o600)
-            connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=FULL")
-            # SQLite finds much damage only where it reads; a cursor from a damaged page would skip messages in silence
-            verdict = connection.execute("PRAGMA quick_check(1)").fetchone()
-            if verdict is None or verdict[0] != "ok":
-                raise sqlite3.DatabaseError(str(verdict and verdict[0]))
-            connection.executescript(_SCHEMA)
-            _add_checksums(connection)
-            _check_rows(connection.execute(f"SELECT {_COLUMNS} FROM cursor"))
-        except DATABASE_ERRORS as error:
-            if connection is not None:
-                connection.close()
-            raise _failed(path, "open", error) from error
-        return cls(path, connection)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    @contextmanager
-    def _transaction(self, doing: str, begin: str, patience: float | None = None) -> Iterator[sqlite3.Connection]:
-        with self._turn:
-            connection = self._connection
-            if connection is None:
-                raise JournalError(f"the cursors in {self.path} are closed; open them again")
-            try:
-                wanted = _BUSY_SECONDS if patience is None else patience
-                if wanted != self._patience:
-                    connection.execute(f"PRAGMA busy_timeout = {int(wanted * 1000)}")
-                    self._patience = wanted
-                connection.execute(begin)
-                try:
-                    yield connection
-                    connection.execute("COMMIT")
-                except BaseException:
-                    if connection.in_transaction:
-                        connection.execute("ROLLBACK")
-                    raise
-            except DATABASE_ERRORS as error:
-                raise _failed(self.path, doing, error) from error
+    def _look_over(cls, connection: sqlite3.Connection) -> None:
+        _add_checksums(connection)
+        _check_rows(connection.execute(f"SELECT {_COLUMNS} FROM cursor"))
 
     def load(self, name: str) -> dict[str, Position]:
         """The places of cursor *name* by endpoint; empty when it has none yet."""
@@ -173,13 +111,6 @@ class CursorStore:
         with self._transaction("read", "BEGIN") as connection:
             return [row[0] for row in connection.execute("SELECT DISTINCT name FROM cursor ORDER BY name")]
 
-    def close(self) -> None:
-        """Let go of the database; again is harmless."""
-        with self._turn:
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
-
 
 def _checksum(name: str, endpoint: str, epoch: str, sequence: int) -> int:
     return zlib.crc32(f"{name}\0{endpoint}\0{epoch}\0{sequence}".encode())
@@ -208,18 +139,3 @@ def _add_checksums(connection: sqlite3.Connection) -> None:
     except sqlite3.OperationalError as error:
         if "duplicate" not in str(error):  # another process was quicker
             raise
-
-
-def _failed(path: Path, doing: str, error: Exception) -> JournalError:
-    damaged = isinstance(error, (sqlite3.DatabaseError, UnicodeDecodeError))
-    damaged = damaged and not isinstance(error, sqlite3.OperationalError)
-    if damaged:
-        advice = (
-            f"it is damaged or no database of cursors: move it away together with {path.name}-wal and {path.name}-shm, "
-            "and restore a backup; without one, readers begin where their `since` says and may see messages again"
-        )
-    elif "locked" in str(error) or "busy" in str(error):
-        advice = "another process keeps it locked; find it with `fuser`, and try again"
-    else:
-        advice = "check the disk, and the mode of the file and its folder"
-    return JournalError(f"cannot {doing} the cursors in {path}: {error}; {advice}")

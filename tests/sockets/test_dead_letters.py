@@ -14,7 +14,7 @@ import pytest
 from fedbus import Bus, Consumer, Drop, Message, Publisher, Retry
 from fedbus.errors import JournalError
 from fedbus.hub.dead import DeadLetters
-from fedbus.hub.delivery import Enabled
+from fedbus.hub.enabled import Enabled
 from fedbus.hub.hub import Hub
 from fedbus.trust.proof import verify_parcel
 from fedbus.wire import parcel as parcels

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from fedbus import Bus, ConfigError, Consumer, Drop, Halt, Message, Publisher, Retry, consumer
-from fedbus.hub.delivery import Enabled
+from fedbus.hub.enabled import Enabled
 from fedbus.hub.hub import Hub
 from fedbus.model.position import Position
 from tests.support import wait_until

@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from fedbus.errors import Fenced, JournalError
 from fedbus.hub.dead import Attempts, DeadLetters, LettersFull
-from fedbus.hub.inhand import REQUEUED, InHand
+from fedbus.hub.inhand import REQUEUED, InHand, Left
 from fedbus.model.message import MessageKey
 from fedbus.model.position import Position
 
@@ -88,7 +88,7 @@ def test_attempts_are_kept_until_the_cursor_has_passed(store):
     assert store.attempts("irc", {"koji.build01": Position(EPOCH, 5)}) == {key(6): Attempts(4, settled=True)}
     assert store.attempts("irc", {"koji.build01": Position(LATER, 0)}) == {}
     assert store.attempts("other", {}) == {key(5): Attempts(1)}
-    store.forget("other", key(5))
+    store.forget("other", [key(5)])
     assert store.attempts("other", {}) == {}
     assert len(store.list("irc")) == 1
 
@@ -112,7 +112,7 @@ def test_a_lower_token_than_was_seen_is_fenced(store):
     for write in (
         lambda: bury(store, 2, token=6),
         lambda: store.tried("irc", key(2), 1, token=6),
-        lambda: store.forget("irc", key(2), token=6),
+        lambda: store.forget("irc", [key(2)], token=6),
         lambda: store.resolve(letter, token=6),
         lambda: store.tried_again(letter, 1, token=6),
         lambda: store.refuse(letter, "no", token=6),
@@ -230,12 +230,12 @@ def test_what_was_in_hand_is_found_by_the_next_process(tmp_path):
     first.slot[0] = 17
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     second = InHand(path)  # the first was never closed, as after a kill
-    assert second.left() == (MessageKey("koji.build01", EPOCH, 17), False)
+    assert second.left() == Left((MessageKey("koji.build01", EPOCH, 17),))
     second.slot[0] = 0
     second.stream("bodhi.web01", LATER)
     second.slot[0] = 2 | REQUEUED
     third = InHand(path)
-    assert third.left() == (MessageKey("bodhi.web01", LATER, 2), True)
+    assert third.left() == Left((MessageKey("bodhi.web01", LATER, 2),), requeued=True)
     third.close()
     assert InHand(path).left() is None
 

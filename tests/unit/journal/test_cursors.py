@@ -237,7 +237,7 @@ def test_a_database_of_the_first_release_is_taken_over(tmp_path: Path) -> None:
 def test_a_locked_database_is_an_error_in_time_and_works_again_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedbus.journal.cursors._BUSY_SECONDS", 0.05)
+    monkeypatch.setattr("fedbus.journal.database._BUSY_SECONDS", 0.05)
     path = tmp_path / "c.db"
     with CursorStore.open(path) as store:
         other = sqlite3.connect(path, isolation_level=None)
