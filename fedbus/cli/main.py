@@ -32,6 +32,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "keys": ("fedbus.cli.keys", "keys", "Make a CA; issue, rotate, revoke and verify certificates."),
     "config": ("fedbus.cli.config", "config", "Show the merged settings, and where each comes from."),
     "check": ("fedbus.cli.check", "check", "Check settings, keys, endpoints and topics."),
+    "systemd": ("fedbus.cli.units", "systemd", "Print or write units for systemd."),
+    "man": ("fedbus.cli.man", "man", "Print or write the manual pages."),
     "completion": ("fedbus.cli.completion", "completion", "Print the script that lets a shell complete fedbus."),
 }
 
