@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     )
     from fedbus.hub.consumer import Consumer, Drop, Halt, Retry, consumer
     from fedbus.hub.hub import Hub
+    from fedbus.hub.options import Batch
     from fedbus.model.message import Message, MessageKey
     from fedbus.model.position import Cursor, Position
     from fedbus.model.receipt import Receipt, RelayReceipt
@@ -52,6 +53,7 @@ __version__ = "0.1.0"
 # where each public name is defined; those that are not here are errors
 _HOMES = {
     "AsyncSubscriber": "fedbus.transport.asubscriber",
+    "Batch": "fedbus.hub.options",
     "Bus": "fedbus.bus",
     "Consumer": "fedbus.hub.consumer",
     "Cursor": "fedbus.model.position",
@@ -79,6 +81,7 @@ _HOMES = {
 
 __all__ = [
     "AsyncSubscriber",
+    "Batch",
     "BindError",
     "Bus",
     "ConfigError",
