@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 from uuid import UUID
 
 import zmq
@@ -39,6 +39,9 @@ from fedbus.trust.signer import Signer
 from fedbus.trust.verifier import Verifier
 
 if TYPE_CHECKING:
+    from fedbus.fedmsg.feed import FedmsgFeed
+    from fedbus.fedmsg.publisher import FedmsgPublisher
+    from fedbus.fedmsg.validator import Validator
     from fedbus.hub.consumer import Consumer
     from fedbus.hub.dead import DeadLetters
     from fedbus.hub.enabled import Enabled
@@ -79,6 +82,8 @@ class Bus:
         self._dead: DeadLetters | None = None
         self._publishers: list[Publisher] = []
         self._relayed: list[RelayPublisher] = []
+        self._fedmsg_publishers: list[FedmsgPublisher] = []
+        self._fedmsg_validator: Validator | None = None
         self._subscribers: list[Subscriber] = []
         self._gate: Gate | None = None
         self._opening = threading.Lock()
@@ -100,16 +105,17 @@ class Bus:
         self.discovery.force()
 
     @overload
-    def publisher(self, endpoint: str) -> Publisher | RelayPublisher: ...
+    def publisher(self, endpoint: str) -> Publisher | RelayPublisher | FedmsgPublisher: ...
 
     @overload
     def publisher(self, endpoint: str, *, direct: Literal[True]) -> Publisher: ...
 
-    def publisher(self, endpoint: str, *, direct: bool = False) -> Publisher | RelayPublisher:
+    def publisher(self, endpoint: str, *, direct: bool = False) -> Publisher | RelayPublisher | FedmsgPublisher:
         """Open the publishing end of *endpoint*: bind its sockets, open its journal, load its key.
 
         For one that is marked ``relay: true`` nothing is opened: messages are handed in to the relay of this host. With
-        *direct* it is opened all the same, as the relay itself does.
+        *direct* it is opened all the same, as the relay itself does. One that is marked ``wire: fedmsg`` has no
+        journal; what it publishes, readers of fedmsg take.
 
         Raises:
             ConfigError: There is no such endpoint.
@@ -121,7 +127,9 @@ class Bus:
         settings = self.settings
         found = settings.endpoint(endpoint)
         if found.wire != "native":
-            raise ConfigError(f"{found.origin}: endpoint {endpoint!r} speaks {found.wire}, which this release cannot")
+            if direct:
+                raise ConfigError(f"{found.origin}: endpoint {endpoint!r} speaks {found.wire}, and has no journal")
+            return self.fedmsg_publisher(endpoint)
         if found.relay and not direct:
             return self._relay_publisher(found)
         certificate = found.certificate or settings.keys / f"{endpoint}.crt"
@@ -144,6 +152,71 @@ class Bus:
         if not direct:
             self._send_spooled(publisher)
         return publisher
+
+    def fedmsg_publisher(self, endpoint: str, *, check_policy: bool = True) -> FedmsgPublisher:
+        """Open the publishing end of an endpoint that speaks fedmsg; a bridge speaks for others, so no policy holds it.
+
+        Raises:
+            ConfigError: There is no such endpoint, or it does not speak fedmsg.
+            KeysError: Its key or certificate cannot be used.
+            BindError: Its address is taken.
+        """
+        from fedbus.fedmsg.publisher import FedmsgPublisher
+        from fedbus.fedmsg.signer import FedmsgSigner
+
+        self._check_process()
+        settings = self.settings
+        found = settings.endpoint(endpoint)
+        if found.wire != "fedmsg":
+            raise ConfigError(f"{found.origin}: endpoint {endpoint!r} does not speak fedmsg")
+        certificate = found.certificate or settings.keys / f"{endpoint}.crt"
+        publisher = FedmsgPublisher(
+            found,
+            naming=settings.naming,
+            signer=FedmsgSigner.load(certificate, found.key or settings.keys / f"{endpoint}.key", clock=self._clock),
+            options=settings.fedmsg,
+            limits=settings.limits,
+            context=self._context,
+            clock=self._clock,
+            may_publish=(lambda topic: self._check_policy(endpoint, topic)) if check_policy else None,
+            gate=self._open_gate(),
+        )
+        self._fedmsg_publishers.append(publisher)
+        return publisher
+
+    @property
+    def fedmsg_validator(self) -> Validator:
+        """What checks messages of fedmsg; all readers of this bus share it, so that a certificate is looked at once.
+
+        Raises:
+            KeysError: The CA, or its revocation list, cannot be used.
+        """
+        from fedbus.fedmsg.validator import Validator
+
+        if self._fedmsg_validator is None:
+            self._fedmsg_validator = Validator(self.settings.fedmsg, clock=self._clock)
+        return self._fedmsg_validator
+
+    def fedmsg_feed(self, filters: Iterable[TopicFilter] = (), **more: Any) -> FedmsgFeed:
+        """Open what reads endpoints that speak fedmsg; *filters* are ours, *more* goes to :class:`FedmsgFeed`.
+
+        Raises:
+            KeysError: The CA, or its revocation list, cannot be used.
+        """
+        from fedbus.fedmsg.feed import FedmsgFeed
+        from fedbus.fedmsg.topics import filters_for
+
+        settings = self.settings
+        return FedmsgFeed(
+            validator=self.fedmsg_validator,
+            options=settings.fedmsg,
+            filters=filters_for(filters, settings.naming, settings.fedmsg.root),
+            limits=settings.limits,
+            context=self._context,
+            clock=self._clock,
+            names=self._names,
+            **more,
+        )
 
     def _relay_publisher(self, endpoint: Endpoint) -> RelayPublisher:
         from fedbus.transport.relay_client import RelayPublisher
@@ -202,6 +275,7 @@ class Bus:
         endpoints: list[str] | None = None,
         strict: bool = False,
         on_loss: Callable[[Loss], None] | None = None,
+        positions: Cursor | None = None,
     ) -> Subscriber:
         """Read the bus; iterate what is returned.
 
@@ -209,15 +283,16 @@ class Bus:
         where to begin: ``"now"``, ``"beginning"``, a time (RFC 3339 text or ``datetime``), how long ago (``"10m"`` or
         ``timedelta``), behind a message (its ``key``, or the text of it), or :meth:`Subscriber.positions` of another
         subscriber. A named *cursor* is kept on this host: a later subscriber of that name goes on where this one came
-        to, and *since* counts only the first time. With *strict*, messages known to be lost raise
-        :class:`~fedbus.errors.LossError`; otherwise *on_loss* is told, or the log.
+        to, and *since* counts only the first time. *positions*, of another subscriber, count before *since* for the
+        streams that are in them. With *strict*, messages known to be lost raise :class:`~fedbus.errors.LossError`;
+        otherwise *on_loss* is told, or the log.
 
         Raises:
             ConfigError, KeysError: The configuration, or the CA and its revocation list, cannot be used.
             MessageError: A filter is none.
             ValueError: *since* is none of these.
         """
-        return self._subscribe(filters, since, cursor, endpoints, strict, on_loss, wait=True)
+        return self._subscribe(filters, since, cursor, endpoints, strict, on_loss, positions, wait=True)
 
     def _subscribe(
         self,
@@ -227,25 +302,27 @@ class Bus:
         endpoints: list[str] | None,
         strict: bool,
         on_loss: Callable[[Loss], None] | None,
+        positions: Cursor | None = None,
         *,
         wait: bool,
     ) -> Subscriber:
         self._check_process()
-        start, positions = parse_since(since, self._clock)  # first: "now" is before the DNS has answered
+        start, named = parse_since(since, self._clock)  # first: "now" is before the DNS has answered
         self.discovery.begin(wait=wait)
         settings = self.settings
         self._check_names(endpoints or ())
         following = self.discovery.following(endpoints)
+        parsed = [TopicFilter.parse(text, settings.naming) for text in filters]
         subscriber = Subscriber(
             following.endpoints,
-            [TopicFilter.parse(text, settings.naming) for text in filters],
+            parsed,
             since=start,
             verifier=self.verifier,
             limits=settings.limits,
             options=settings.subscriber,
             context=self._context,
             clock=self._clock,
-            positions=positions,
+            positions={**named, **(positions or {})},
             store=self.cursors if cursor is not None else None,
             cursor=cursor,
             local=self._local_journal,
@@ -254,6 +331,7 @@ class Bus:
             pair=load_link_pair(settings),
             names=self._names,
             follow=following,
+            foreign=lambda: self.fedmsg_feed(parsed),
         )
         self._subscribers.append(subscriber)
         return subscriber
@@ -313,6 +391,14 @@ class Bus:
         self.discovery.begin(wait=True)
         settings = self.settings
         clock = self._clock
+        foreign = sorted(name for name, one in settings.endpoints.items() if one.wire != "native")
+        if foreign and not settings.bridge.endpoint:
+            # a consumer is promised each message at least once, which takes a journal
+            log.warning(
+                "consumers get nothing from %s%s, which speak fedmsg: `fedbus bridge fedmsg` brings it into a journal",
+                ", ".join(foreign[:10]),
+                " and others" if len(foreign) > 10 else "",
+            )
         source = Source(
             endpoints=settings.endpoints,
             naming=settings.naming,
@@ -437,8 +523,9 @@ class Bus:
         for server in self._servers:
             server.stop()
         self._servers.clear()
-        parts: list[Publisher | RelayPublisher | Subscriber] = [
+        parts: list[Publisher | RelayPublisher | FedmsgPublisher | Subscriber] = [
             *self._relayed,
+            *self._fedmsg_publishers,
             *self._publishers,
             *self._subscribers,
         ]
@@ -448,6 +535,7 @@ class Bus:
             except Exception as error:  # the others must be closed all the same
                 failures.append(error)
         self._relayed.clear()
+        self._fedmsg_publishers.clear()
         self._publishers.clear()
         self._subscribers.clear()
         if self._store is not None:

@@ -165,12 +165,15 @@ class _Command:
             publisher = self._open(bus, stop)
             if publisher is None:
                 return stop.code
+            live = self._settings.endpoint(self._endpoint).wire == "fedmsg"
+            if live and publisher.wait_for_subscribers(1, self._linger):
+                stop.wait(_FETCH_SECONDS)  # nobody can ask for it later, so the others get a moment, too
             if single is not None:
                 receipt = publisher.publish(short, single, timeout=self._timeout, **self._extra)
                 self._print([receipt])
             else:
                 self._publish_lines(publisher, stop)
-            if publisher.stats.published:
+            if publisher.stats.published and not live:
                 self._stay(publisher, stop)
         return stop.code or (1 if self._failed else 0)
 

@@ -27,6 +27,7 @@ from fedbus.config.fits import fits
 from fedbus.config.options import DiscoveryOptions, DnsOptions
 from fedbus.config.units import parse_duration, parse_size
 from fedbus.errors import ConfigError, FedbusError
+from fedbus.fedmsg.options import ENVIRONMENTS, BridgeOptions, FedmsgOptions
 from fedbus.hub.options import Batch, ConsumerSettings, HubOptions
 from fedbus.journal.options import JournalOptions, SyncPolicy
 from fedbus.model.limits import Limits
@@ -74,6 +75,8 @@ class Settings:
     links: LinkOptions
     limits: Limits
     relay: RelayOptions
+    fedmsg: FedmsgOptions
+    bridge: BridgeOptions
     metrics: MetricsOptions
     hub: HubOptions
     discovery: DiscoveryOptions
@@ -240,6 +243,8 @@ def _explain(error: Any, path: KeyPath, document: Document) -> Iterator[tuple[Ke
         text = f"consumer name {name[:64]!r} must be at most 64 of a-z, 0-9, '_' and '-'"
         if "endpoints" in error.absolute_schema_path:
             text = next(iter(_faults(check_name, name)), "")
+        elif "routing_policy" in error.absolute_schema_path:
+            text = f"fedmsg.routing_policy: {name[:64]!r} is no topic"
         yield (*path, name), text
     elif rule == "additionalProperties":
         unknown = [key for key in found if key not in error.schema["properties"]]
@@ -412,6 +417,8 @@ class _Builder:
             links=self._options(LinkOptions, "links", self._links(section("links"))),
             limits=self._options(Limits, "limits", section("limits")),
             relay=self._served(RelayOptions, "relay", self._relay(section("relay"), state, endpoints)),
+            fedmsg=self._fedmsg(section("fedmsg"), key_folder, naming),
+            bridge=self._bridge(section("bridge"), naming, endpoints),
             metrics=self._served(MetricsOptions, "metrics", section("metrics")),
             hub=self._served(HubOptions, "hub", section("hub")),
             discovery=self._discovery(section("discovery")),
@@ -428,7 +435,7 @@ class _Builder:
             return kind(**values)
         except (FedbusError, ValueError) as error:
             self.refuse((name,), f"{name}: {error}")
-            required = {key: values[key] for key in ("directory", "socket") if key in values}
+            required = {key: values[key] for key in ("directory", "socket", "ca", "crl") if key in values}
             return kind(**required)
 
     def _journal(self, values: dict[str, Any], directory: Path) -> dict[str, Any]:
@@ -437,18 +444,60 @@ class _Builder:
             options["sync"] = SyncPolicy(options["sync"]) if options["sync"] in list(SyncPolicy) else SyncPolicy.ALWAYS
         return options
 
-    def _keyring(self, keys: dict[str, Any], folder: Path, environment: str) -> KeyringOptions:
-        crl: Path | None = folder / "crl.pem"
-        chosen = keys.get("crl")
+    def _crl(self, section: str, values: dict[str, Any], default: Path, environment: str) -> Path | None:
+        """Return the path of a revocation list; false, for none, is for dev alone."""
+        chosen = values.get("crl")
         if isinstance(chosen, str):
-            crl = self.path(("keys", "crl"), chosen)
-        elif chosen is False:
-            crl = None
-            if environment != "dev":
+            return self.path((section, "crl"), chosen)
+        if chosen is not False:
+            return default
+        if environment != "dev":
+            self.refuse(
+                (section, "crl"),
+                f"{section}.crl: revocation can be left unchecked in dev only, not in {environment}; name the list",
+            )
+        return None
+
+    def _fedmsg(self, values: dict[str, Any], keys: Path, naming: Naming) -> FedmsgOptions:
+        policy: dict[str, tuple[str, ...]] = {}
+        for topic, signers in (values.get("routing_policy") or {}).items():
+            faults = _faults(TopicFilter, topic) if any(letter in topic for letter in "*#") else ()
+            for fault in faults:
+                self.refuse(("fedmsg", "routing_policy", topic), f"fedmsg.routing_policy: {fault}")
+            if not faults and isinstance(signers, list):
+                policy[topic] = tuple(signers)
+        crl = self._crl("fedmsg", values, keys / "fedmsg-crl.pem", naming.environment)
+        options = {
+            "topic_prefix": naming.prefix,
+            "environment": ENVIRONMENTS.get(naming.environment, naming.environment),
+            **values,
+            "ca": values.get("ca") or keys / "fedmsg-ca.crt",
+            "crl": crl,
+            "routing_policy": policy,
+        }
+        found: FedmsgOptions = self._options(FedmsgOptions, "fedmsg", options)
+        return found
+
+    def _bridge(self, values: dict[str, Any], naming: Naming, endpoints: Mapping[str, Endpoint]) -> BridgeOptions:
+        found = values.get("fedmsg")
+        chosen = dict(found) if isinstance(found, dict) else {}
+        path: KeyPath = ("bridge", "fedmsg")
+        for key, wire in (("endpoint", "native"), ("publish", "fedmsg")):
+            name = chosen.get(key)
+            if isinstance(name, str) and name in endpoints and endpoints[name].wire != wire:
                 self.refuse(
-                    ("keys", "crl"),
-                    f"keys.crl: revocation can be left unchecked in dev only, not in {environment}; name the list",
+                    (*path, key), f"bridge.fedmsg.{key}: endpoint {name!r} does not speak the {wire} format; name one"
                 )
+        chosen["topics"] = self._topics((*path, "topics"), chosen.get("topics"), naming)
+        chosen["endpoints"] = tuple(chosen.get("endpoints") or ())
+        http = chosen.get("http")
+        if isinstance(http, str) and not 1 <= int(re.sub(r".*:", "", http)) <= 65535:
+            self.refuse((*path, "http"), f"bridge.fedmsg.http: the port of {http!r} must be between 1 and 65535")
+        options: BridgeOptions = self._options(BridgeOptions, "bridge", chosen)
+        return options
+
+    def _keyring(self, keys: dict[str, Any], folder: Path, environment: str) -> KeyringOptions:
+        crl = self._crl("keys", keys, folder / "crl.pem", environment)
         return KeyringOptions(ca=keys.get("ca") or folder / "ca.crt", crl=crl, crl_grace=keys.get("crl_grace") or 0.0)
 
     def _endpoint(self, name: str, values: Any, keys: Path) -> Endpoint | None:
@@ -464,8 +513,10 @@ class _Builder:
         if "publish" in values and "replay" not in values and wire == "native" and (*path, "replay") not in self.faulty:
             self.refuse(path, f"endpoint {name!r} lacks the key 'replay'; add the address of its replay socket")
         if wire == "fedmsg":
-            text = f"endpoint {name!r} speaks fedmsg, which this release of fedbus cannot use; remove it"
-            self.refuse((*path, "wire"), text)
+            for key in ("replay", "curve", "curve_key", "also", "journal", "relay"):
+                if key in values:
+                    text = f"endpoint {name!r} speaks fedmsg, which has no {key!r}; remove the key"
+                    self.refuse((*path, key), text)
         return Endpoint(
             name=name,
             publish=self._address((*path, "publish"), values.get("publish")),
@@ -601,10 +652,10 @@ class _Builder:
             if not isinstance(entry, dict):
                 continue
             chosen = {"use": name, **entry, "topics": self._topics((*path, "topics"), entry.get("topics"), naming)}
-            yield name, ConsumerSettings(name=name, origin=str(self._document.origin(path)), **chosen)
             if "batch" in entry:
                 try:
                     chosen["batch"] = Batch(**entry["batch"])
                 except ValueError as error:
                     self.refuse((*path, "batch"), f"{dotted((*path, 'batch'))}: {error}")
                     chosen["batch"] = None
+            yield name, ConsumerSettings(name=name, origin=str(self._document.origin(path)), **chosen)

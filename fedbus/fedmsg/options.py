@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+ENVIRONMENTS = {"dev": "dev", "stg": "stg", "production": "prod"}  # ours -> what fedmsg calls it
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FedmsgOptions:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from fedbus.errors import MessageError
 from fedbus.model.topic import Naming, TopicFilter, check_topic
 
-ENVIRONMENTS = {"dev": "dev", "stg": "stg", "production": "prod"}  # ours -> what fedmsg calls it
 _SUBSCRIPTIONS = 64  # of one socket; with more of them it takes everything
 _OTHER = re.compile(r"[^a-z0-9_.-]")
 

@@ -304,6 +304,8 @@ def schema_keys(part: dict[str, Any], path: str = "") -> Iterator[str]:
         rest = inner.get("additionalProperties")
         if path.startswith("endpoints") and key == "kafka":
             yield here
+        elif isinstance(rest, dict) and rest.get("type") == "array":
+            yield here
         elif isinstance(rest, dict):
             found = definitions[rest["$ref"].rpartition("/")[2]] if "$ref" in rest else rest
             yield from schema_keys(found, f"{here}.NAME")

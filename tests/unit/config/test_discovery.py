@@ -220,7 +220,7 @@ def test_rules_for_another_environment_wait_for_the_restart_that_it_needs(bench)
     bench.write(RULE, "30-policy.yaml")
     bench.write("environment: stg\n", "40-more.yaml")
     bench.pass_time()
-    assert bench.told.changes[-1].waiting == ("naming", "environment")
+    assert bench.told.changes[-1].waiting == ("naming", "environment", "fedmsg")
     assert bench.discovery.settings.policy.naming.environment == "dev"
 
 

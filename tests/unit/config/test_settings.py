@@ -131,11 +131,15 @@ def test_an_endpoint_can_have_journal_settings_of_its_own(folder):
     assert settings.endpoint("bodhi.web").publish == f"ipc://{folder}/run/p"
 
 
-@pytest.mark.parametrize("replay", ["", ", replay: 'tcp://old.example.org:3011'"])
-def test_an_endpoint_that_speaks_fedmsg_is_refused_since_nothing_here_can_read_it(folder, replay):
+def test_an_endpoint_that_speaks_fedmsg_has_no_journal_and_so_nothing_that_goes_with_it(folder):
     text = "endpoints: {old.host: {publish: 'tcp://old.example.org:3010', wire: fedmsg%s}}"
-    (fault,) = faults(folder, text % replay)
-    assert "20-more.yaml:1: endpoint 'old.host' speaks fedmsg, which this release of fedbus cannot use" in fault
+    write(folder, "20-more.yaml", text % "")
+    endpoint = Settings.load(folder, {}).endpoint("old.host")
+    assert (endpoint.wire, endpoint.replay) == ("fedmsg", "")
+    (fault,) = faults(folder, text % ", replay: 'tcp://old.example.org:3011'")
+    assert "20-more.yaml:1: endpoint 'old.host' speaks fedmsg, which has no 'replay'; remove the key" in fault
+    (fault,) = faults(folder, text % ", relay: true")
+    assert "which has no 'relay'" in fault
 
 
 def test_asking_for_an_unknown_endpoint_suggests_a_known_one(folder):
