@@ -181,6 +181,21 @@ def complete_endpoint(context: click.Context, parameter: click.Parameter, begun:
     return [CompletionItem(name) for name in names if name.startswith(begun)]
 
 
+def complete_cursor(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Offer the named cursors of this host."""
+    from fedbus.errors import JournalError
+    from fedbus.journal.cursors import CursorStore
+
+    settings = _settings_or_none(context)
+    if settings is None or not settings.cursors.exists():
+        return []
+    try:
+        with CursorStore.open(settings.cursors) as store:
+            return [CompletionItem(name) for name in store.list() if name.startswith(begun)]
+    except (JournalError, OSError):
+        return []
+
+
 def complete_filter(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
     """Offer services, and the topics in the journals of this host, field by field."""
     settings = _settings_or_none(context)

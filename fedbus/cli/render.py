@@ -12,21 +12,30 @@ import json
 import re
 import unicodedata
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from fedbus.cli.escaping import escape, shows
+from fedbus.cli.paths import look_up, value_at
 from fedbus.model.message import Message
+
+if TYPE_CHECKING:
+    from fedbus.cli.patterns import Patterns
+    from fedbus.texts.texts import Texts
+
+__all__ = ["FORMATS", "Look", "Renderer", "look_up", "parse_template", "record", "summary", "to_json"]
 
 RESET = "\x1b[0m"
 DIM = "\x1b[2m"
 BOLD = "\x1b[1m"
 RED = "\x1b[31m"
 YELLOW = "\x1b[33m"
+_MARKED = "\x1b[1;7m"  # bold and reversed: readable on any ground and in any colour
+_CODE = re.compile(r"(\x1b\[[0-9;]*m)")
 # readable on dark and on light ground; black, white and grey are left out, red is for trouble
 _PALETTE = ("32", "33", "34", "35", "36", "92", "94", "95", "96", "38;5;208", "38;5;141", "38;5;37")
 
@@ -36,13 +45,13 @@ FORMATS = ("short", "wide", "pretty", "json")
 
 def to_json(value: object) -> str:
     """Return *value* as JSON on one line, in which every character shows as itself or as a JSON escape."""
-    text = _compact(value)
+    text = compact(value)
     if shows(text):
         return text
     return "".join(map(_json_escaped, text))
 
 
-def _compact(value: object) -> str:
+def compact(value: object) -> str:
     try:
         return orjson.dumps(value, default=str).decode()
     except orjson.JSONEncodeError:
@@ -63,26 +72,6 @@ def _json_escaped(letter: str) -> str:
 def record(message: Message) -> dict[str, Any]:
     """Return what scripts get of *message*: the keys `RECORD_KEYS`, and those optional attributes that it has."""
     return message.record()
-
-
-def look_up(shown: dict[str, Any], path: str) -> Any:
-    """Return the value at the dotted *path*: of the record, where it begins with one of its keys, else of the body.
-
-    Items of lists are counted from 0. What is not there is None.
-    """
-    parts = path.split(".")
-    value: Any = shown if parts[0] in shown else shown["body"]
-    for place, part in enumerate(parts):
-        if isinstance(value, dict):
-            rest = ".".join(parts[place:])
-            if rest in value:  # a key that has dots itself
-                return value[rest]
-            value = value.get(part)
-        elif isinstance(value, list) and part.isdecimal() and len(part) < 10:
-            value = value[int(part)] if int(part) < len(value) else None
-        else:
-            return None
-    return value
 
 
 def plain(value: Any) -> str:
@@ -155,6 +144,23 @@ def colour_of(service: str) -> str:
     return f"\x1b[{_PALETTE[zlib.crc32(service.encode('utf-8', 'replace')) % len(_PALETTE)]}m"
 
 
+def marked(line: str, patterns: Patterns) -> str:
+    """Return *line*, which may be coloured, with all that *patterns* fit in its text standing out."""
+    pieces = []
+    colour = ""
+    for piece in _CODE.split(line):
+        if _CODE.fullmatch(piece):
+            colour = "" if piece == RESET else colour + piece
+            pieces.append(piece)
+            continue
+        place = 0
+        for begin, end in patterns.spans(piece):
+            pieces += (piece[place:begin], _MARKED, piece[begin:end], RESET, colour)
+            place = end
+        pieces.append(piece[place:])
+    return "".join(pieces)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
     """How messages are to be shown. ``columns`` 0: lines are as long as they are."""
@@ -165,14 +171,24 @@ class Look:
     utc: bool = False
     columns: int = 0
     root: str = ""  # PREFIX.ENV; what is within it is shown without it
+    delta: bool = False  # show how long after the message before each was published
+    marked: Patterns | None = None  # what is to stand out; only with colour, and not in JSON
 
 
 class Renderer:
     """Turns messages into lines."""
 
-    def __init__(self, look: Look) -> None:
-        """Raises ValueError where the template is none."""
+    def __init__(self, look: Look, texts: Texts | None = None) -> None:
+        """*texts*: what messages say to people, for ``text.summary`` and the like; else these are members of the body.
+
+        Raises:
+            ValueError: The template is none.
+        """
         self._look = look
+        self._texts = texts
+        self._shown_second = ("", "", "")  # a time up to its second, a form, and how it was shown
+        self._before: datetime | None = None  # when the last message shown was published
+        self._delta: float | None = None
         self._root = look.root + "." if look.root else ""
         self._parts: list[str | Field] = []
         forms: dict[str, Callable[[Message], str]] = {
@@ -186,18 +202,60 @@ class Renderer:
         else:
             self._parts = parse_template(look.form)
             self.render = self._template
+        if look.delta:
+            self.render = self._with_delta(self.render)
+        if look.marked and look.colour and look.form != "json":
+            self.render = self._with_marks(self.render, look.marked)
 
     render: Callable[[Message], str]
     """Returns the text for a message, without a newline at its end."""
 
+    def _with_delta(self, render: Callable[[Message], str]) -> Callable[[Message], str]:
+        def timed(message: Message) -> str:
+            try:
+                moment = datetime.fromisoformat(message.time)
+            except ValueError:
+                self._delta = None
+            else:
+                before, self._before = self._before, moment
+                # by the publishers' clocks; behind a message of another endpoint it may be negative
+                self._delta = None if before is None else (moment - before).total_seconds()
+            return render(message)
+
+        return timed
+
+    def _with_marks(self, render: Callable[[Message], str], patterns: Patterns) -> Callable[[Message], str]:
+        return lambda message: marked(render(message), patterns)
+
+    def _record(self, message: Message) -> dict[str, Any]:
+        shown = message.record()
+        if self._look.delta:
+            shown["delta"] = self._delta
+        return shown
+
     def _when(self, message: Message, form: str) -> str:
+        stamp = message.time
+        second = stamp[:19]
+        # thousands of messages are of one second, and what a zone makes of it is the dearest part of a line
+        exact = "%f" in form
+        if not exact and self._shown_second[:2] == (second, form) and stamp[-1:] == "Z":
+            return self._shown_second[2]
         try:
-            moment = datetime.fromisoformat(message.time)
+            moment = datetime.fromisoformat(stamp)
         except ValueError:
-            return escape(message.time)
+            return escape(stamp)
         if not self._look.utc:
             moment = moment.astimezone()
-        return moment.strftime(form)
+        shown = moment.strftime(form)
+        if not exact and stamp[-1:] == "Z":
+            self._shown_second = (second, form, shown)
+        return shown
+
+    def _since_before(self) -> str:
+        """Return the column of --delta, with a blank behind it."""
+        if not self._look.delta:
+            return ""
+        return "          " if self._delta is None else f"{self._delta:+9.3f} "
 
     def _service(self, topic: str) -> tuple[str, str]:
         """Split a topic into what is coloured, its service, and the rest; a foreign one is shown whole."""
@@ -210,21 +268,22 @@ class Renderer:
     def _detail(self, message: Message, room: int) -> str:
         if not self._look.fields:
             return summary(message.body, room)
-        shown = record(message)
-        pairs = ((path, look_up(shown, path)) for path in self._look.fields)
+        shown = self._record(message)
+        pairs = ((path, value_at(message, shown, path, self._texts)) for path in self._look.fields)
         return " ".join(f"{escape(path)}={_value(value, room)}" for path, value in pairs if value is not None)
 
     def _short(self, message: Message) -> str:
         when = self._when(message, "%H:%M:%S")
+        delta = self._since_before()
         service, rest = self._service(message.topic)
-        left = self._look.columns - len(when) - len(service) - len(rest) - 4 if self._look.columns else 300
+        left = self._look.columns - len(when) - len(delta) - len(service) - len(rest) - 4 if self._look.columns else 300
         detail = self._detail(message, max(left, 10))
         if self._look.columns:
             detail = cut(detail, max(left, 10))
         flag = "" if message.wire == "native" else f"[{escape(message.wire)}] "
         if not self._look.colour:
-            return f"{when} {service} {rest}  {flag}{detail}"
-        return f"{DIM}{when}{RESET} {colour_of(service)}{service}{RESET} {BOLD}{rest}{RESET}  {flag}{detail}"
+            return f"{when} {delta}{service} {rest}  {flag}{detail}"
+        return f"{DIM}{when} {delta}{RESET}{colour_of(service)}{service}{RESET} {BOLD}{rest}{RESET}  {flag}{detail}"
 
     def _wide(self, message: Message) -> str:
         when = self._when(message, "%Y-%m-%dT%H:%M:%S.%f%z")
@@ -235,7 +294,7 @@ class Renderer:
             endpoint, topic = f"{colour_of(service)}{endpoint}{RESET}", f"{BOLD}{topic}{RESET}"
         detail = self._detail(message, 10_000) if self._look.fields else to_json(message.body)
         return (
-            f"{when} {endpoint}#{message.sequence} {topic} id={identifier} signer={signer} "
+            f"{when} {self._since_before()}{endpoint}#{message.sequence} {topic} id={identifier} signer={signer} "
             f"wire={escape(message.wire)} {detail}"
         )
 
@@ -243,8 +302,7 @@ class Renderer:
         head = self._wide_head(message)
         shown: Any = message.body
         if self._look.fields:
-            whole = record(message)
-            shown = {path: look_up(whole, path) for path in self._look.fields}
+            shown = self._chosen(message)
         body = json.dumps(shown, ensure_ascii=False, indent=2, default=str)
         # newlines here are those of the layout: JSON has none inside its strings
         lines = ("".join(map(_json_escaped, line)) for line in body.split("\n"))
@@ -254,24 +312,28 @@ class Renderer:
         when = self._when(message, "%Y-%m-%d %H:%M:%S.%f")
         service, rest = self._service(message.topic)
         place = f"{escape(message.endpoint)}#{message.sequence}, signed by {escape(message.signer)}"
+        delta = self._since_before()
         if not self._look.colour:
-            return f"{when} {service} {rest} ({place})"
-        return f"{DIM}{when}{RESET} {colour_of(service)}{service}{RESET} {BOLD}{rest}{RESET} {DIM}({place}){RESET}"
+            return f"{when} {delta}{service} {rest} ({place})"
+        return (
+            f"{DIM}{when} {delta}{RESET}{colour_of(service)}{service}{RESET} {BOLD}{rest}{RESET} {DIM}({place}){RESET}"
+        )
 
     def _json(self, message: Message) -> str:
-        shown = record(message)
-        if self._look.fields:
-            return to_json({path: look_up(shown, path) for path in self._look.fields})
-        return to_json(shown)
+        return to_json(self._chosen(message) if self._look.fields else self._record(message))
+
+    def _chosen(self, message: Message) -> dict[str, Any]:
+        shown = self._record(message)
+        return {path: value_at(message, shown, path, self._texts) for path in self._look.fields}
 
     def _template(self, message: Message) -> str:
-        shown = record(message)
+        shown = self._record(message)
         pieces = []
         for part in self._parts:
             if isinstance(part, str):
                 pieces.append(part)
                 continue
-            value = look_up(shown, part.path)
+            value = value_at(message, shown, part.path, self._texts)
             pieces.append("" if value is None else plain(value))
         return "".join(pieces)
 
@@ -305,11 +367,3 @@ def parse_template(text: str) -> list[str | Field]:
     if not any(isinstance(part, Field) for part in parts):
         raise ValueError(f"{text!r} is neither {', '.join(FORMATS)} nor a template such as '{{time}} {{topic}}'")
     return parts
-
-
-def matches(message: Message, include: Sequence[re.Pattern[str]], exclude: Sequence[re.Pattern[str]]) -> bool:
-    """Say whether ``TOPIC BODY`` (the body as compact JSON) fits one of *include*, if any, and none of *exclude*."""
-    text = f"{message.topic} {_compact(message.body)}"
-    if include and not any(one.search(text) for one in include):
-        return False
-    return not any(one.search(text) for one in exclude)

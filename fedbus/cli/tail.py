@@ -3,64 +3,111 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import signal
 import sys
-import time
-from typing import TYPE_CHECKING, Any
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+from click.shell_completion import CompletionItem
 
 from fedbus.cli.common import (
     COLOUR_HELP,
+    complete_cursor,
     complete_endpoint,
     complete_filter,
-    counted,
     examples,
-    notice,
-    verbosity,
     watch_settings,
 )
 from fedbus.cli.signals import Noted, Stop
 
 if TYPE_CHECKING:
-    from fedbus.cli.follow import Follower
-    from fedbus.cli.render import Renderer
-    from fedbus.model.message import Message
-    from fedbus.transport.subscriber import Subscriber
+    from fedbus.bus import SinceLike
+    from fedbus.cli.choose import Chooser
+    from fedbus.cli.patterns import Patterns
+    from fedbus.cli.render import Look
+    from fedbus.cli.tail_loop import Output
+    from fedbus.texts.texts import Texts
 
-_LOOK_SECONDS = 0.1  # how often the ends of --no-follow and --timeout are looked at
-_HANGUP_SECONDS = 0.5  # at most, from a SIGHUP to what it asks for
+_ROWS = 20  # of a table of --top where there is no terminal
+_PATHS = (
+    *("topic", "endpoint", "epoch", "sequence", "id", "time", "signer", "wire", "body."),
+    *("text.title", "text.summary", "text.link", "text.agent", "text.packages", "text.users"),
+)
 
 _EXAMPLES = examples(
     "fedbus tail                                     everything, from now on",
     "fedbus tail koji.package bodhi.update.#         topics by prefix; * is one field, # any number",
-    "fedbus tail --since 2h --no-follow koji         the last two hours, then end",
+    "fedbus tail --last 20                           the last 20 messages, then go on",
+    "fedbus tail --since 'yesterday 14:00' --until 'yesterday 15:00' koji",
+    "fedbus tail --where build.status=failed --where 'build.tries>2' --signer koji.build01",
+    "fedbus tail -g 'kernel|glibc' --exclude 'scratch' --package bash",
     "fedbus tail --since beginning --json | jq .body",
+    "fedbus tail --since 1h --no-follow -o wide --fields package,text.summary",
     "fedbus tail --cursor nightly --idle-exit 5      go on where the last run of this name ended",
     "fedbus tail -o '{time} {endpoint} {body.package}'",
     "fedbus tail --count 1 --timeout 60 koji.package.build.complete",
+    "fedbus tail --top                               rates by topic, live",
+    "fedbus tail --top --by service --since 1d --no-follow --json",
 )
 
 
-def _patterns(context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]) -> list[re.Pattern[str]]:
-    try:
-        return [re.compile(text) for text in texts]
-    except re.error as error:
-        raise click.BadParameter(f"not a regular expression: {error}") from error
+def _complete_path(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Offer the paths that every message has; of --fields, behind the last comma."""
+    before, comma, last = begun.rpartition(",")
+    return [CompletionItem(before + comma + path) for path in _PATHS if path.startswith(last)]
+
+
+def _complete_by(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    return [CompletionItem(path) for path in ("service", *_PATHS) if path.startswith(begun)]
+
+
+def _complete_form(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    forms = ("short", "wide", "pretty", "json", "{time} {topic} {text.summary}")
+    return [CompletionItem(form) for form in forms if form.startswith(begun)]
+
+
+def _complete_when(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    times = ("now", "beginning", "10m", "1h", "1d", "today", "yesterday")
+    return [CompletionItem(when) for when in times if when.startswith(begun)]
 
 
 @click.command("tail", epilog=_EXAMPLES)
 @click.argument("filters", metavar="[FILTER]...", nargs=-1, shell_complete=complete_filter)
 @click.option(
     "--since",
-    default="now",
-    show_default=True,
     metavar="WHEN",
-    help="now, beginning, how long ago (10m, 2h, 7d), a time (2026-11-21T10:00:00Z), or ENDPOINT/EPOCH/SEQUENCE.",
+    shell_complete=_complete_when,
+    help="now (else), beginning, how long ago (10m, 2h, 7d, '2 hours ago'), a time (2026-11-21T10:00:00Z, 14:30, "
+    "'yesterday 14:00'), or ENDPOINT/EPOCH/SEQUENCE.",
 )
-@click.option("--cursor", metavar="NAME", help="Keep the place under NAME on this host; --since then counts only once.")
+@click.option(
+    "--until",
+    metavar="WHEN",
+    shell_complete=_complete_when,
+    help="Only what was published before that time, and end once it is over; a time as of --since.",
+)
+@click.option("--last", type=click.IntRange(1), metavar="N", help="Begin with the last N messages that are chosen.")
+@click.option(
+    "--last-per-topic",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Begin with the last N of each topic; all since --since (else the beginning) is read for it.",
+)
+@click.option(
+    "--cursor",
+    metavar="NAME",
+    shell_complete=complete_cursor,
+    help="Keep the place under NAME on this host; --since then counts only once.",
+)
+@click.option(
+    "--cursor-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Keep the place in FILE instead, as lines ENDPOINT/EPOCH/SEQUENCE.",
+)
 @click.option(
     "--endpoint",
     "endpoints",
@@ -70,9 +117,29 @@ def _patterns(context: click.Context, parameter: click.Parameter, texts: tuple[s
     help="Read only this endpoint; may be repeated.",
 )
 @click.option(
-    "--include", multiple=True, metavar="REGEX", callback=_patterns, help="Only what fits: topic, space, JSON."
+    "--signer",
+    "signers",
+    multiple=True,
+    metavar="NAME",
+    shell_complete=complete_endpoint,
+    help="Only what this name has signed; may be repeated.",
 )
-@click.option("--exclude", multiple=True, metavar="REGEX", callback=_patterns, help="Not what fits.")
+@click.option(
+    "-w",
+    "--where",
+    multiple=True,
+    metavar="PATH=VALUE",
+    shell_complete=_complete_path,
+    help="Only where a field is so: PATH=VALUE, !=, <, <=, >, >=, ~REGEX, !~REGEX, PATH (is there), !PATH. PATH is as "
+    "in --fields. Repeated: all of them.",
+)
+@click.option("--package", "packages", multiple=True, metavar="NAME", help="Only what is about it; may be repeated.")
+@click.option("--user", "users", multiple=True, metavar="NAME", help="Only what is of or about them; may be repeated.")
+@click.option(
+    "-g", "--include", multiple=True, metavar="REGEX", help="Only what one of these fits: topic, space, JSON."
+)
+@click.option("--exclude", multiple=True, metavar="REGEX", help="Not what one of these fits.")
+@click.option("-H", "--highlight", multiple=True, metavar="REGEX", help="Let it stand out in colour, like --include.")
 @click.option("--count", type=click.IntRange(1), metavar="N", help="End after N messages.")
 @click.option("--idle-exit", type=click.FloatRange(0.0), metavar="S", help="End when nothing came for S seconds.")
 @click.option("--no-follow", is_flag=True, help="End once everything there is now was shown.")
@@ -90,10 +157,30 @@ def _patterns(context: click.Context, parameter: click.Parameter, texts: tuple[s
     default="short",
     show_default=True,
     metavar="FORM",
+    shell_complete=_complete_form,
     help="short, wide, pretty, json, or a template with {topic}, {endpoint}, {body.package}, {time} and the like.",
 )
 @click.option("--json", "as_json", is_flag=True, help="The same as -o json: one object a line.")
-@click.option("--fields", metavar="A,B.C", help="Show only these: members of the body, or topic, time, body.topic, ….")
+@click.option(
+    "--fields",
+    metavar="A,B.C",
+    shell_complete=_complete_path,
+    help="Show only these: members of the body, or topic, time, body.topic, text.summary, ….",
+)
+@click.option("--delta", is_flag=True, help="Show how many seconds after the one before each was published.")
+@click.option("--top", is_flag=True, help="Count instead: a table of how many messages there are of what, and rates.")
+@click.option(
+    "--by",
+    metavar="PATH",
+    shell_complete=_complete_by,
+    help="What --top counts by: service, or a path as in --fields; else topic.",
+)
+@click.option(
+    "--interval",
+    type=click.FloatRange(0.1, 86400.0),
+    metavar="S",
+    help="Seconds from one table of --top to the next; else 1 on a terminal, 10 elsewhere.",
+)
 @click.option(
     "--color", type=click.Choice(["auto", "always", "never"]), default="auto", show_default=True, help=COLOUR_HELP
 )
@@ -102,11 +189,20 @@ def _patterns(context: click.Context, parameter: click.Parameter, texts: tuple[s
 def tail(
     context: click.Context,
     filters: tuple[str, ...],
-    since: str,
+    since: str | None,
+    until: str | None,
+    last: int | None,
+    last_per_topic: int | None,
     cursor: str | None,
+    cursor_file: Path | None,
     endpoints: tuple[str, ...],
-    include: list[re.Pattern[str]],
-    exclude: list[re.Pattern[str]],
+    signers: tuple[str, ...],
+    where: tuple[str, ...],
+    packages: tuple[str, ...],
+    users: tuple[str, ...],
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    highlight: tuple[str, ...],
     count: int | None,
     idle_exit: float | None,
     no_follow: bool,
@@ -115,220 +211,158 @@ def tail(
     form: str,
     as_json: bool,
     fields: str | None,
+    delta: bool,
+    top: bool,
+    by: str | None,
+    interval: float | None,
     color: str,
     utc: bool,
 ) -> int:
     """Show the messages whose topic is below one of the FILTERs, or all; every signature was verified.
 
     A FILTER without the prefix is taken within PREFIX.ENVIRONMENT. Messages of one endpoint come in its order; across
-    endpoints there is none. Messages go to stdout; what was lost or refused is told on stderr. What a terminal could
-    obey is shown escaped.
+    endpoints there is none. Messages go to stdout; what was lost or refused, and gaps and copies, are told on stderr.
+    What a terminal could obey is shown escaped.
 
     It goes on with the endpoints that are added to the configuration, moved or removed; SIGHUP has it read at once.
     Ends on Ctrl-C or SIGTERM with 128 + the signal's number, its cursor kept; quietly when nobody reads its output.
     """
-    from fedbus.bus import Bus
-    from fedbus.cli.follow import Follower
-    from fedbus.cli.render import FORMATS, Look, Renderer
-    from fedbus.errors import MessageError
+    from fedbus.cli.render import FORMATS, Look
+    from fedbus.cli.tail_loop import Ends, is_terminal
 
     if as_json and form not in ("short", "json"):
         raise click.UsageError("--json and -o exclude each other")
     form = "json" if as_json else form
+    _exclude_each_other(last=last, last_per_topic=last_per_topic, cursor=cursor, cursor_file=cursor_file)
+    _exclude_each_other(last=last, since=since)
+    # a cursor would come to stand behind the first message that was not shown
+    _exclude_each_other(until=until, cursor=cursor)
+    _exclude_each_other(until=until, cursor_file=cursor_file)
+    for name, given in (("fields", fields), ("delta", delta), ("highlight", highlight)):
+        _exclude_each_other(top=top, **{name: given})
+    if top and form not in ("short", "json"):
+        raise click.UsageError("--top is shown as a table, or with --json; -o is for messages")
+    if not top and (by is not None or interval is not None):
+        raise click.UsageError("--by and --interval are for --top")
     chosen = tuple(part.strip() for part in (fields or "").split(",") if part.strip())
     if fields is not None and not chosen:
         raise click.UsageError("--fields names no field")
     if chosen and form not in FORMATS:
         raise click.UsageError("--fields is not for templates; name the fields in the template")
+    begin = _begin(since, "beginning" if last_per_topic else "now")
+    ends = Ends(count=count, idle_exit=idle_exit, no_follow=no_follow, timeout=timeout, until=_moment(until))
     hangup = context.with_resource(Noted(signal.SIGHUP))  # before anything slow: its default would end us
     watcher = watch_settings(context)
-    settings = watcher.settings
+    colour = color == "always" or (color == "auto" and is_terminal(sys.stdout) and not os.environ.get("NO_COLOR"))
+    marked = (*include, *highlight) if colour else ()
     look = Look(
         form=form,
         fields=chosen,
-        colour=color == "always" or (color == "auto" and _is_terminal(sys.stdout) and not os.environ.get("NO_COLOR")),
+        colour=colour,
         utc=utc,
-        columns=shutil.get_terminal_size().columns if _is_terminal(sys.stdout) else 0,
-        root=settings.naming.root,
+        columns=shutil.get_terminal_size().columns if is_terminal(sys.stdout) else 0,
+        root=watcher.settings.naming.root,
+        delta=delta,
+        marked=_patterns("--highlight", marked),
     )
+    from fedbus.bus import Bus
+    from fedbus.cli.tail_run import Reading
+
+    with Stop() as stop, Bus(watcher) as bus:
+        reading = Reading(
+            context,
+            bus,
+            stop,
+            choose=_chooser(bus.texts, where, signers, packages, users, include, exclude),
+            output=_tables(bus.texts, look, by or "topic", interval) if top else _lines(bus.texts, look),
+            filters=filters,
+            begin=begin,
+            endpoints=endpoints,
+            cursor=cursor,
+            cursor_file=cursor_file,
+            strict=strict,
+        )
+        return reading.run(hangup, ends, last=last, last_per_topic=last_per_topic)
+
+
+def _exclude_each_other(**options: object) -> None:
+    given = ["--" + name.replace("_", "-") for name, value in options.items() if value]
+    if len(given) > 1:
+        raise click.UsageError(f"{' and '.join(given)} exclude each other")
+
+
+def _begin(since: str | None, default: str) -> SinceLike:
+    from fedbus.cli.begin import parse_begin
+
     try:
-        renderer = Renderer(look)
+        return parse_begin(since or default)
+    except ValueError as error:
+        raise click.UsageError(f"--since: {error}") from error
+
+
+def _moment(until: str | None) -> datetime | None:
+    from fedbus.cli.times import parse_time
+
+    if until is None:
+        return None
+    try:
+        return parse_time(until, future=True)
+    except ValueError as error:
+        raise click.UsageError(f"--until: {error}") from error
+
+
+def _patterns(option: str, texts: tuple[str, ...]) -> Patterns | None:
+    from fedbus.cli.patterns import PatternError, Patterns
+
+    if not texts:
+        return None
+    try:
+        return Patterns(texts)
+    except PatternError as error:
+        raise click.UsageError(f"{option}: {error}") from error
+
+
+def _chooser(
+    texts: Texts,
+    where: tuple[str, ...],
+    signers: tuple[str, ...],
+    packages: tuple[str, ...],
+    users: tuple[str, ...],
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+) -> Chooser:
+    from fedbus.cli.choose import Chooser, Where
+
+    try:
+        fields = [Where(text) for text in where]
+    except ValueError as error:
+        raise click.UsageError(f"--where: {error}") from error
+    return Chooser(
+        where=fields,
+        signers=signers,
+        packages=packages,
+        users=users,
+        include=_patterns("--include", include),
+        exclude=_patterns("--exclude", exclude),
+        texts=texts,
+    )
+
+
+def _lines(texts: Texts, look: Look) -> Output:
+    from fedbus.cli.render import Renderer
+    from fedbus.cli.tail_loop import Lines
+
+    try:
+        return Lines(Renderer(look, texts))
     except ValueError as error:
         raise click.UsageError(f"--format: {error}") from error
-    with Stop() as stop, Bus(watcher) as bus:
-        try:
-            subscriber = bus.subscribe(
-                *filters,
-                since=since,
-                cursor=cursor,
-                endpoints=list(endpoints) or None,
-                strict=strict,
-                on_loss=lambda loss: notice(f"lost: {loss}"),
-            )
-        except MessageError as error:
-            raise click.UsageError(f"FILTER: {error}") from error
-        except ValueError as error:
-            raise click.UsageError(f"--since: {error}") from error
-        stop.on_stop = subscriber.stop
-        if stop.signal:
-            subscriber.stop()
-        if (_is_terminal(sys.stderr) and verbosity(context) >= 0) or verbosity(context) > 0:
-            names = list(endpoints) or list(bus.settings.endpoints)
-            notice(_opening(names, [one.text for one in subscriber.filters], since, cursor))
-        follower = Follower(bus.discovery, hangup, now=time.monotonic(), only=endpoints, quiet=verbosity(context) < 0)
-        loop = _Loop(
-            subscriber,
-            renderer,
-            stop,
-            follower,
-            include=include,
-            exclude=exclude,
-            count=count,
-            idle_exit=idle_exit,
-            no_follow=no_follow,
-            timeout=timeout,
-        )
-        try:
-            loop.run()
-        finally:
-            # before the bus closes: the cursor is written from what was shown
-            stop.on_stop = None
-        if no_follow and verbosity(context) >= 0:
-            _tell_silent(subscriber)
-        if verbosity(context) > 0:
-            _tell_counts(subscriber, loop.shown)
-    return stop.code
 
 
-class _Loop:
-    """Shows messages until one of the ends is reached."""
+def _tables(texts: Texts, look: Look, by: str, interval: float | None) -> Output:
+    from fedbus.cli.tail_loop import Tables, is_terminal
+    from fedbus.cli.top import Top
 
-    def __init__(
-        self,
-        subscriber: Subscriber,
-        renderer: Renderer,
-        stop: Stop,
-        follower: Follower,
-        *,
-        include: list[re.Pattern[str]],
-        exclude: list[re.Pattern[str]],
-        count: int | None,
-        idle_exit: float | None,
-        no_follow: bool,
-        timeout: float | None,
-    ) -> None:
-        self._subscriber = subscriber
-        self._renderer = renderer
-        self._stop = stop
-        self._follower = follower
-        self._include = include
-        self._exclude = exclude
-        self._count = count
-        self._idle_exit = idle_exit
-        self._no_follow = no_follow
-        self._timeout = timeout
-        self.shown = 0
-
-    def run(self) -> None:
-        """Show messages; return when an end is reached or a signal came.
-
-        Raises:
-            DeadlineExceeded: The timeout came first.
-            LossError: With strict, at a loss.
-        """
-        from fedbus.errors import DeadlineExceeded
-
-        subscriber = self._subscriber
-        began = heard = time.monotonic()
-        while not self._stop.signal:
-            messages = subscriber.receive(self._patience(heard))
-            now = time.monotonic()
-            if not self._follower.look(now):
-                self._stop.signal = signal.SIGHUP
-            if messages:
-                heard = now
-                if self._show(messages):
-                    return
-            if self._timeout is not None and now - began >= self._timeout:
-                wanted = f"{self.shown} of {self._count} messages" if self._count else counted(self.shown, "message")
-                raise DeadlineExceeded(f"the {self._timeout:g} s of --timeout are over; {wanted} were shown")
-            if messages or self._stop.signal:
-                continue
-            if self._idle_exit is not None and now - heard >= self._idle_exit:
-                return
-            if self._no_follow and subscriber.caught_up:
-                return
-
-    def _patience(self, heard: float) -> float:
-        """Return for how long to wait for messages before looking at the ends again."""
-        if self._no_follow or self._timeout is not None:
-            return _LOOK_SECONDS
-        if self._idle_exit is None:
-            return _HANGUP_SECONDS
-        return min(_HANGUP_SECONDS, max(0.0, heard + self._idle_exit - time.monotonic()))
-
-    def _show(self, messages: list[Message]) -> bool:
-        """Write some messages; return True when the count is reached."""
-        from fedbus.cli.render import matches
-
-        render = self._renderer.render
-        picky = bool(self._include or self._exclude)
-        lines = []
-        done = False
-        last = messages[-1]
-        for message in messages:
-            if picky and not matches(message, self._include, self._exclude):
-                continue
-            lines.append(render(message))
-            self.shown += 1
-            if self._count is not None and self.shown >= self._count:
-                last, done = message, True
-                break
-        if lines:
-            _write("\n".join(lines) + "\n")
-        # only now: a cursor must not pass what a broken pipe has swallowed
-        self._subscriber.done(last)
-        return done
-
-
-def _write(text: str) -> None:
-    """Write to stdout and flush; where there is no stdout, nowhere.
-
-    Raises:
-        BrokenPipeError: Nobody reads it any more.
-    """
-    if sys.stdout is None:
-        return
-    encoding = sys.stdout.encoding or "utf-8"
-    binary: Any = getattr(sys.stdout, "buffer", None)
-    if binary is None:
-        sys.stdout.write(text)
-    else:
-        binary.write(text.encode(encoding, "backslashreplace"))
-    sys.stdout.flush()
-
-
-def _is_terminal(stream: Any) -> bool:
-    return stream is not None and stream.isatty()
-
-
-def _opening(names: list[str], filters: list[str], since: str, cursor: str | None) -> str:
-    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-    where = f"from cursor {cursor}, at first from {since}" if cursor else f"since {since}"
-    return f"reading {', '.join(filters) or 'everything'} of {shown}, {where}"
-
-
-def _tell_silent(subscriber: Subscriber) -> None:
-    """Say which endpoints were not read at all, so that nothing shown is not taken for nothing said."""
-    silent = sorted(reader.endpoint for reader in subscriber.readers() if not reader.epoch)
-    if silent:
-        shown = ", ".join(silent[:8]) + (f" and {len(silent) - 8} more" if len(silent) > 8 else "")
-        notice(f"not read, since they do not answer and have no journal on this host: {shown}")
-
-
-def _tell_counts(subscriber: Subscriber, shown: int) -> None:
-    refused = ", ".join(f"{reason} {count}" for reason, count in sorted(subscriber.stats.refused.items()))
-    readers = subscriber.readers()
-    lost = sum(reader.stats.lost for reader in readers)
-    gaps = sum(reader.stats.gaps for reader in readers)
-    notice(f"{counted(shown, 'message')} shown; gaps read again {gaps}, losses {lost}, refused: {refused or 'none'}")
+    live = look.form != "json" and is_terminal(sys.stdout) and os.environ.get("TERM", "dumb") != "dumb"
+    rows = max(5, shutil.get_terminal_size().lines - 5) if live else _ROWS
+    top = Top(by, texts=texts, root=look.root, rows=rows, columns=look.columns, utc=look.utc)
+    return Tables(top, interval=interval or (1.0 if live else 10.0), live=live, as_json=look.form == "json")
