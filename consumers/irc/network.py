@@ -117,6 +117,8 @@ class Network:
                 self.session = None
                 for channel in self.channels:
                     channel.joined, channel.join_at, channel.coloured = False, 0.0, channel.options.colours
+            if cause == "stopped":
+                return
             if cause == "flood":
                 self._slow_until = time.monotonic() + _SLOW_SECONDS
                 self._bucket.rate = max(self._bucket.rate / 2, self.options.lines_per_second / 16)
@@ -273,7 +275,7 @@ class Network:
             return "mute: say for how long, such as !mute 10m"
         with self._lock:
             if seconds:
-                channel.backlog.mute(time.monotonic() + seconds)
+                channel.backlog.mute(time.monotonic(), time.monotonic() + seconds)
             else:
                 channel.backlog.muted_until = 0.0
         return f"muted for {_ago(seconds)}; !unmute ends it" if seconds else "no longer muted"

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from .settings import NetworkOptions
 from .text import MORE, Entry, clean
 
-_SUMMARY_SECONDS = 10.0  # between two "… and 214 more" in a channel
+_SUMMARY_SECONDS = 10.0  # between two "… and 214 more" in a channel where messages are being left out
+_QUIET_SECONDS = 2.0  # without one more left out, and the summary stands right where they are missing
 
 
 class Bucket:
@@ -37,7 +38,7 @@ class Backlog:
         self._most = most
         self._waiting: deque[Entry] = deque()
         self._missing: Counter[str] = Counter()
-        self._told = float("-inf")
+        self._told = self._left_out_at = float("-inf")
         self.left_out = 0
         self.muted_until = 0.0
 
@@ -47,31 +48,33 @@ class Backlog:
     def put(self, entry: Entry, now: float) -> None:
         """Add *entry*, or only count it while the channel is muted."""
         if now < self.muted_until:
-            self._leave_out(entry)
+            self._leave_out(entry, now)
             return
         if len(self._waiting) >= self._most:
-            self._leave_out(self._waiting.popleft())
+            self._leave_out(self._waiting.popleft(), now)
         self._waiting.append(entry)
 
-    def mute(self, until: float) -> None:
+    def mute(self, now: float, until: float) -> None:
         """Say nothing until then; what waits is left out."""
         self.muted_until = until
         while self._waiting:
-            self._leave_out(self._waiting.popleft())
+            self._leave_out(self._waiting.popleft(), now)
 
     def take(self, now: float) -> Entry | str | None:
         """Return what is to be said next: a message, a summary of those left out, or nothing."""
         if now < self.muted_until:
             return None
-        if self._missing and (not self._waiting or now - self._told >= _SUMMARY_SECONDS):
-            self._told = now
-            return self._summary()
+        if self._missing:
+            quiet = now - self._left_out_at >= _QUIET_SECONDS
+            if quiet or not self._waiting or now - self._told >= _SUMMARY_SECONDS:
+                self._told = now
+                return self._summary()
         return self._waiting.popleft() if self._waiting else None
 
     def give_back(self, entry: Entry) -> None:
         """Take *entry* back, which could not be said, unless there is newer in its place."""
         if len(self._waiting) >= self._most:
-            self._leave_out(entry)
+            self._leave_out(entry, self._left_out_at)
         else:
             self._waiting.appendleft(entry)
 
@@ -81,13 +84,16 @@ class Backlog:
         self._waiting.clear()
         return count
 
-    def _leave_out(self, entry: Entry) -> None:
+    def _leave_out(self, entry: Entry, now: float) -> None:
+        self._left_out_at = now
         self.left_out += 1
         kind = entry.service if entry.service in self._missing or len(self._missing) < 20 else "others"
         self._missing[kind] += 1
 
     def _summary(self) -> str:
         kinds = [f"{clean(name, 40)} {count}" for name, count in self._missing.most_common(4)]
+        if len(kinds) == 1:
+            kinds = [clean(next(iter(self._missing)), 40)]
         if len(self._missing) > 4:
             kinds.append("others")
         text = f"{MORE}and {self._missing.total()} more ({', '.join(kinds)})"

@@ -20,7 +20,7 @@ class Regex:
         options.max_mem = 4 * 2**20
         try:
             self._compiled = re2.compile(text, options=options)
-        except re2.error as error:
+        except (re2.error, UnicodeEncodeError) as error:
             reason = error.args[0].decode() if error.args and isinstance(error.args[0], bytes) else str(error)
             raise ConfigError(
                 f"{where}: {text[:80]!r} is no regular expression: {reason}; the syntax is RE2's, without "

@@ -273,7 +273,7 @@ class Session(_Base):  # type: ignore[misc]
         """Return how many bytes of text a line to *target* may have, so that others get it whole."""
         nick = max(len(self.nickname.encode()), len(self.options.nick))
         user = len(self.own_user.encode()) or _LONGEST_USER
-        host = len(self.own_host.encode()) or _LONGEST_HOST
+        host = len(self.own_host.encode()) or max(_LONGEST_HOST, _number(self._isupport.get("HOSTLEN")))
         return LINE_BYTES - 2 - len(f":!@ {command}  :") - nick - user - host - len(target.encode())
 
     async def _write(self) -> None:
@@ -603,6 +603,11 @@ class Session(_Base):  # type: ignore[misc]
 
 for _number in _CANNOT_JOIN:
     setattr(Session, f"on_raw_{_number}", Session._cannot_join)
+
+
+def _number(value: Any) -> int:
+    """Return a small number from ISUPPORT, or 0."""
+    return int(value) if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 3 else 0
 
 
 def _words(message: Any) -> str:

@@ -448,8 +448,8 @@ def _guarded(call: Any, where: str) -> Any:
     """Run code that is not ours: whatever it raises, even ``sys.exit()``, is a reason not to load it, no more."""
     try:
         return call()
-    except ConfigError:
-        raise
+    except ConfigError as error:
+        raise ConfigError([f"{where}: {problem}" for problem in error.problems]) from error
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
