@@ -81,7 +81,8 @@ def bounds(name: str) -> tuple[int, int]:
         raise ValueError(f"{name!r} is no partition of a history")
     apart = name.startswith(APART)
     parts = [int(part) for part in name.removeprefix(APART).split("-")]
-    begin = date(*(parts + [1, 1])[:3])
+    year, month, day = [*parts, 1, 1][:3]
+    begin = date(year, month, day)
     if len(parts) == 3:
         end = begin + timedelta(days=1)
     elif len(parts) == 2:

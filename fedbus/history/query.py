@@ -149,6 +149,8 @@ _OUTSIDE = frozenset(
 
 def _is_number(text: str) -> bool:
     """Say whether it may be written in other ways and mean the same, so that its words say nothing."""
+    if text.isascii() and text.isdigit() and len(text) < 16:
+        return False  # 12345.0 has the word 12345 too
     try:
         float(text)
     except ValueError:

@@ -11,6 +11,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -24,6 +25,8 @@ USER, PACKAGE, CUT = "\ue000", "\ue001", "\ue002"  # of the private use area, wh
 _PLAIN = str.maketrans({code: chr(0xE100 + code) for code in range(128) if not chr(code).isalnum()})
 
 _NO_WORD = re.compile(r"[\W_]+")
+_ASCII = bytes(range(128))
+_FEW = 16
 _PART = re.compile(r'"([^"]*)"|(\S+)')
 
 
@@ -34,9 +37,23 @@ def fold(text: str) -> str:
     """
     if text.isascii():
         return text.lower()
-    plain = unicodedata.normalize("NFKD", text).casefold()
-    plain = "".join([letter for letter in plain if not unicodedata.combining(letter)])
-    return _NO_WORD.sub(" ", plain)
+    # most texts have one or two such characters, and replacing those is quicker than looking at every one
+    beyond = set(text.encode("utf-8", "replace").translate(None, _ASCII).decode("utf-8"))
+    if len(beyond) > _FEW:
+        return "".join([_folded(letter) for letter in text])
+    for letter in beyond:
+        text = text.replace(letter, _folded(letter))
+    # what came of those is folded already, and lower() leaves it as it is
+    return text.lower()
+
+
+@lru_cache(maxsize=65536)
+def _folded(letter: str) -> str:
+    if letter.isascii():
+        return letter.lower()
+    plain = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", letter).casefold())
+    kept = "".join([one for one in plain if not unicodedata.combining(one)])
+    return _NO_WORD.sub(" ", kept).lower()
 
 
 def split(folded: str) -> list[str]:
@@ -50,11 +67,8 @@ def text_of(body: Any) -> str:
         data = orjson.dumps(body)
     except orjson.JSONEncodeError:  # nested deeper than orjson goes
         data = b"\\"
-    if b"\\" not in data:
-        text = data.decode()
-    else:
-        # escapes would become letters of words
-        text = " ".join(_pieces(body))
+    # escapes would become letters of words
+    text = data.decode() if b"\\" not in data else " ".join(_pieces(body))
     return fold(text[: TEXT_CHARACTERS + 1])
 
 

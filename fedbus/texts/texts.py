@@ -9,12 +9,13 @@ from typing import Any, Protocol
 from fedbus.errors import FedbusError, MessageError
 from fedbus.model.topic import Naming, TopicFilter
 from fedbus.texts import words
-from fedbus.texts.guess import guess, title_of
+from fedbus.texts.guess import guess, names, title_of
 from fedbus.texts.template import Template, TemplateError
 from fedbus.texts.text import Text
 
 KEYS = ("title", "summary", "link", "icon", "agent", "packages", "users")
 _MANY = ("packages", "users")
+_NAMING = frozenset(("agent", "packages", "users"))
 _TOPICS = 10_000  # whose rules are remembered
 
 
@@ -118,6 +119,21 @@ class Texts:
         except Exception:
             # whatever a message holds, and whoever made it: a line about it is shown
             return _plain(message, self.root)
+
+    def names(self, message: Shown) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return the users and the packages that *message* is about, as in :meth:`of`, for less; never raises."""
+        try:
+            topic, body = message.topic, message.body
+            if self._rules:
+                chosen = self._known.get(topic)
+                if chosen is None:
+                    chosen = self._choose(topic)
+                if not _NAMING.isdisjoint(chosen):
+                    text = self.of(message)
+                    return text.users, text.packages
+            return names(body) if isinstance(body, Mapping) else ((), ())
+        except Exception:
+            return (), ()
 
     def _choose(self, topic: str) -> dict[str, tuple[Template, ...]]:
         chosen: dict[str, tuple[Template, ...]] = {}

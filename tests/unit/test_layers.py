@@ -23,6 +23,7 @@ LAYERS = (
     "monitor",
     "transport",
     "fedmsg",
+    "history",
     "hub",
     "config",
     "cli.wiring",

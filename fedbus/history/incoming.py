@@ -1,0 +1,165 @@
+"""Messages on their way into a history: what is computed of each before a store is asked anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import NamedTuple
+
+from fedbus.history.places import first_place, partition_of, placed_ms, stated_ms
+from fedbus.history.stored import NATIVE, Proof, proof_of
+from fedbus.history.words import document, text_of
+from fedbus.model.message import Message
+from fedbus.texts.texts import Texts
+
+_AFTER_ID = len(b'{"specversion":"1.0","id":"') + 36
+_TIME_LENGTH = len("2026-11-21T12:34:56.123456Z")
+
+
+class Key(NamedTuple):
+    """A stream and a sequence as a store keeps them."""
+
+    endpoint: str
+    epoch: str
+    sequence: int
+
+
+class Row(NamedTuple):
+    """A message that has a place in time, and no slot in it yet."""
+
+    key: Key
+    ms: int  # that it is placed by; negative: apart
+    stated: int
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What became of messages that were handed to a history."""
+
+    new: int = 0
+    known: int = 0  # were there already
+    expired: int = 0  # older than what is kept, so not stored
+
+
+def key_of(message: Message) -> Key:
+    """Return the key under which a store keeps *message* once.
+
+    The streams of other formats have no numbers of their own: fedmsg's *epoch* is that of one message. They share one
+    stream in a store, with 63 bits of a hash of their key as number, lest there be a stream for each message.
+    """
+    if message.wire == NATIVE:
+        parcel = message.parcel
+        return Key(parcel.endpoint, parcel.epoch, message.sequence)
+    digest = sha256(str(message.key).encode()).digest()
+    return Key(message.endpoint, "", int.from_bytes(digest[:8], "big") >> 1)
+
+
+def place(messages: Iterable[Message], now_ms: int) -> list[Row]:
+    """Return the rows of *messages*, in their order."""
+    rows = []
+    parcel: object = None
+    endpoint = epoch = ""
+    before_time = b""
+    for message in messages:
+        if message.parcel is not parcel:
+            parcel, endpoint, epoch = message.parcel, message.endpoint, message.epoch
+            before_time = f'","source":"fedbus:{endpoint}","type":"{message.topic}","time":"'.encode()
+        envelope = message.envelope
+        # in our own layout the time stands at a known place; the whole envelope is decoded for any other
+        if envelope.startswith(before_time, _AFTER_ID):
+            at = _AFTER_ID + len(before_time)
+            stamp = envelope[at : at + _TIME_LENGTH].decode("ascii", "replace")
+        else:
+            stamp = message.attributes["time"]
+        try:
+            stated = stated_ms(stamp)
+        except ValueError:
+            stated = -1  # fedmsg demands none
+        key = Key(endpoint, epoch, message.sequence) if message.wire == NATIVE else key_of(message)
+        rows.append(Row(key, placed_ms(stated, now_ms), stated, message))
+    return rows
+
+
+def by_partition(rows: Iterable[Row], period: str) -> dict[str, list[Row]]:
+    """Return the rows by the partition that they belong to."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(partition_of(row.ms, period), []).append(row)
+    return found
+
+
+def other_partitions(rows: Sequence[Row], name: str, period: str, there: Iterable[str]) -> list[str]:
+    """Return in which partitions but *name*, of those that are *there*, some of its *rows* may stand already.
+
+    A message whose time was a day ahead when it came first may be credible when it comes again, and the clock here may
+    have been set back: it is looked for apart, and where it would stand now.
+    """
+    existing = set(there)
+    found = {one for one in existing if one.startswith("apart-")}
+    if name.startswith("apart-"):
+        found |= {partition_of(row.stated, period) for row in rows if row.stated > 0} & existing
+    found.discard(name)
+    return sorted(found)
+
+
+def give_slots(rows: list[Row], highest: int, last_of: dict[int, int]) -> list[tuple[int, Row]]:
+    """Give each row its place, and return them sorted by that.
+
+    *highest* is the highest place in the partition, and *last_of* has, for each millisecond of a row at or before it,
+    the highest place of that millisecond that is taken (or the one before its first).
+    """
+    placed = []
+    following: dict[int, int] = {}
+    top = highest
+    for row in rows:
+        ms = row.ms
+        at = following.get(ms)
+        if at is None:
+            first = first_place(ms)
+            at = first if first > highest else max(first, last_of[ms] + 1)
+        if at >= first_place(ms + 1):
+            at = top + 1  # somebody has stated one time for a million messages: behind all others is room
+        else:
+            following[ms] = at + 1
+        top = max(top, at)
+        placed.append((at, row))
+    placed.sort(key=_by_place)
+    return placed
+
+
+def _by_place(one: tuple[int, Row]) -> int:
+    return one[0]
+
+
+def crowded(rows: Iterable[Row], highest: int) -> list[int]:
+    """Return the milliseconds of *rows* in which other rows may stand already."""
+    return sorted({row.ms for row in rows if first_place(row.ms) <= highest})
+
+
+class Bundle(NamedTuple):
+    """The rows of one write that came in one parcel, and what proves them."""
+
+    proof: Proof
+    rows: list[tuple[int, Row, int]]  # place, row, leaf
+
+
+def bundle(placed: Sequence[tuple[int, Row]], now_ms: int) -> list[Bundle]:
+    """Return the rows by the parcel that they came in."""
+    groups: dict[int, list[tuple[int, Row]]] = {}
+    for one in placed:
+        message = one[1].message
+        # what has no seal for several has one for each
+        groups.setdefault(id(message.parcel) if message.wire == NATIVE else id(message), []).append(one)
+    found = []
+    for group in groups.values():
+        proof, first = proof_of([row.message for _, row in group], now_ms)
+        found.append(Bundle(proof, [(at, row, row.message.index - first) for at, row in group]))
+    return found
+
+
+def words_of(message: Message, texts: Texts) -> str:
+    """Return the document of *message* for an index of words."""
+    users, packages = texts.names(message)
+    return document(text_of(message.body), users, packages)
