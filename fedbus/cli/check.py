@@ -1,4 +1,4 @@
-"""`fedbus check`: is this installation fit for work? In words, as JSON, or with the exit codes of Nagios."""
+"""`fedbus check`: is this installation fit for work? In words, as JSON, for Nagios, or for Prometheus."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ import zmq
 
 from fedbus.bus import load_link_pair
 from fedbus.cli.common import counted
-from fedbus.cli.health import CRITICAL, OK, UNKNOWN, WARNING, Health, Result, Stream, Thresholds, examine
+from fedbus.cli.health import CRITICAL, OK, UNKNOWN, WARNING, Result, Thresholds, examine
+from fedbus.cli.report import FORMATS, Found, exit_code, render, write
 from fedbus.clock import SystemClock
 from fedbus.config.lint import VERBS, Finding, lint
 from fedbus.config.settings import Settings
@@ -39,7 +40,9 @@ _EXAMPLES = """\b
 Examples:
   fedbus check                         settings, keys, endpoints, streams, journals, disk
   fedbus check --json | jq '.streams[] | {endpoint, head, lag}'
-  fedbus check --nagios --lag 1000,50000   one line, exit code 0, 1, 2 or 3
+  fedbus check --format nagios --lag 1000,50000 --lag-of irc=10,50
+  fedbus check --format prometheus --output /run/fedbus-check/fedbus.prom
+  fedbus check --consumer irc          does the hub run it?
   fedbus check config                  the settings alone
   fedbus check topics package.builds.completed
 """
@@ -61,8 +64,6 @@ Examples:
   fedbus check topics --verb cherrypick commit.cherrypick
 """
 
-_NAGIOS = {OK: 0, WARNING: 1, CRITICAL: 2, UNKNOWN: 3}
-_EXIT = {"config": 3, "keys": 4, "endpoints": 5, "losses": 7}  # all others: 1
 _CONNECTIONS = 16  # at the same time
 _TOPICS_LIMIT = 100_000
 
@@ -79,14 +80,41 @@ def _pair(context: click.Context, parameter: click.Parameter, text: str) -> tupl
     return limits
 
 
+def _named_pairs(
+    context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]
+) -> dict[str, tuple[float, float]]:
+    """Take NAME=WARNING,CRITICAL apart."""
+    found = {}
+    for text in texts:
+        name, _, pair = text.rpartition("=")
+        if not name:
+            raise click.BadParameter("write NAME=WARNING,CRITICAL, such as irc=10,50")
+        found[name] = _pair(context, parameter, pair)
+    return found
+
+
 def _threshold(option: str, text: str) -> Callable[[Any], Any]:
     default = ",".join(f"{one:g}" if one < 10**6 else str(one) for one in getattr(Thresholds(), option.strip("-")))
     return click.option(option, default=default, show_default=True, callback=_pair, metavar="WARN,CRIT", help=text)
 
 
 @click.group("check", invoke_without_command=True, epilog=_EXAMPLES)
-@click.option("--json", "as_json", is_flag=True, help="All results as JSON.")
-@click.option("--nagios", is_flag=True, help="One line, and exit 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(FORMATS),
+    help="text; json: all results; nagios: one line and figures, exit 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN; "
+    "prometheus: metrics for its textfile collector.",
+)
+@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
+@click.option("--nagios", is_flag=True, help="The same as --format nagios.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Put it into FILE in one step, and not on stdout.",
+)
+@click.option("--consumer", "consumers", multiple=True, metavar="NAME", help="The hub must run it; may be repeated.")
 @click.option(
     "--timeout",
     type=click.FloatRange(0.01, 600.0),
@@ -95,42 +123,73 @@ def _threshold(option: str, text: str) -> Callable[[Any], Any]:
     help="Seconds to wait for an endpoint, and then for its beat.",
 )
 @_threshold("--lag", "Sequences that a cursor is behind the head.")
+@click.option(
+    "--lag-of",
+    "lag_of",
+    multiple=True,
+    callback=_named_pairs,
+    metavar="NAME=WARN,CRIT",
+    help="The same for one consumer or cursor; may be repeated.",
+)
+@_threshold("--dead", "Dead letters of one consumer.")
 @_threshold("--beat", "Seconds since the last beat.")
 @_threshold("--skew", "Seconds that a publisher's clock is ahead of ours or behind.")
 @_threshold("--disk", "Percent of the disk below `state` that are free.")
 @_threshold("--quota", "Percent of its limit that a journal takes.")
 @_threshold("--spool", "Bytes of messages that wait in the spool.")
 @click.pass_context
-def check(ctx: click.Context, /, as_json: bool, nagios: bool, timeout: float, **limits: tuple[float, float]) -> None:
-    """Check settings, keys, endpoints, streams, journals and the disk.
+def check(
+    ctx: click.Context,
+    /,
+    form: str | None,
+    as_json: bool,
+    nagios: bool,
+    output: Path | None,
+    timeout: float,
+    **limits: Any,
+) -> None:
+    """Check settings, keys, endpoints, programs, streams, journals and the disk.
 
     Of each endpoint that answers a beat is heard and verified: how far its stream has come, whether its clock is right.
     Of each cursor of this host: how far it is behind, and whether retention was quicker. Gaps and losses are those that
-    the hub counts (hub.http) and another program (metrics.http).
+    the hub counts (hub.http) and another program (metrics.http); these and the relay (relay.http) are asked whether
+    they are ready.
 
     Exit code 0 when all is well or only warnings were found, 3 for the configuration, 4 for keys, 5 for endpoints
     that do not answer, 7 for losses, 1 for all else. An endpoint of this host that nobody publishes as is a warning.
     """
     if ctx.invoked_subcommand is not None:
         return
-    health: Health | None = None
+    chosen = {form, "json" if as_json else None, "nagios" if nagios else None} - {None}
+    if len(chosen) > 1:
+        raise click.UsageError("choose one of --format, --json and --nagios")
+    shown = str(chosen.pop() if chosen else "text")
+    found = _look(ctx, timeout, Thresholds(**limits), shown)
+    text = render(found, shown)
+    if output is not None:
+        write(output, text)
+    else:
+        click.echo(text, nl=False)
+    ctx.exit(exit_code(found, shown))
+
+
+def _look(ctx: click.Context, timeout: float, limits: Thresholds, form: str) -> Found:
     try:
         settings = _settings(ctx)
     except ConfigError as error:
-        if not nagios and not as_json:
+        if form == "text":
             raise
-        results = [Result("config", "configuration", UNKNOWN, problem) for problem in error.problems]
-    else:
-        text = f"{settings.directory}: {counted(len(settings.endpoints), 'endpoint')}"
-        results = [Result("config", "configuration", OK, text)]
-        results += _check_keys(settings, time.time())
-        settings = _check_dns(settings, results)
-        endpoints = _check_endpoints(settings, timeout)
-        results += endpoints
-        answering = {one.name.removesuffix(" publish") for one in endpoints if one.state == OK}
-        health = examine(settings, answering, timeout=timeout, limits=Thresholds(**limits))
-        results += health.results
-    _report(ctx, results, as_json=as_json, nagios=nagios, health=health)
+        return Found([Result("config", "configuration", UNKNOWN, problem) for problem in error.problems])
+    text = f"{settings.directory}: {counted(len(settings.endpoints), 'endpoint')}"
+    results = [Result("config", "configuration", OK, text)]
+    expiries: list[Expiry] = []
+    results += _check_keys(settings, time.time(), expiries)
+    settings = _check_dns(settings, results)
+    endpoints = _check_endpoints(settings, timeout)
+    results += endpoints
+    answering = {one.name.removesuffix(" publish") for one in endpoints if one.state == OK}
+    health = examine(settings, answering, timeout=timeout, limits=limits)
+    return Found([*results, *health.results], health, expiries, limits)
 
 
 @check.command("config", epilog=_CONFIG_EXAMPLES)
@@ -160,7 +219,10 @@ def check_config(ctx: click.Context, as_json: bool) -> None:
 @click.pass_context
 def check_keys(ctx: click.Context, as_json: bool) -> None:
     """Check the CA, its revocation list, and the certificates and keys that are on this host; exit code 4 if bad."""
-    _report(ctx, _check_keys(_settings(ctx), time.time()), as_json=as_json, nagios=False)
+    found = Found(_check_keys(_settings(ctx), time.time(), []))
+    form = "json" if as_json else "text"
+    click.echo(render(found, form), nl=False)
+    ctx.exit(exit_code(found, form))
 
 
 @check.command("topics", epilog=_TOPICS_EXAMPLES)
@@ -196,20 +258,22 @@ def _settings(ctx: click.Context) -> Settings:
     return Settings.load((ctx.find_object(dict) or {}).get("config"))
 
 
-def _check_keys(settings: Settings, now: float) -> list[Result]:
+def _check_keys(settings: Settings, now: float, expiries: list[Expiry]) -> list[Result]:
+    """Check all that is on this host; *expiries* gets what ends some day."""
     results = []
     try:
         keyring = Keyring.load(settings.keyring)
     except KeysError as error:
         results.append(Result("keys", "ca", CRITICAL, str(error)))
     else:
-        results += [_expiry(expiry, now) for expiry in keyring.expiries()]
+        expiries += keyring.expiries()
         for authority in keyring.authorities:
             if settings.keyring.crl is not None and authority.crl is None:
                 text = f"no usable revocation list of {authority.name} in {settings.keyring.crl}; all will be refused"
                 results.append(Result("keys", "crl", CRITICAL, text))
     for endpoint in settings.endpoints.values():
-        results += _check_pair(endpoint, now)
+        results += _check_pair(endpoint, expiries)
+    results += [_expiry(expiry, now) for expiry in expiries]
     results += _check_links(settings)
     return results
 
@@ -243,7 +307,7 @@ def _check_links(settings: Settings) -> list[Result]:
     return results
 
 
-def _check_pair(endpoint: Endpoint, now: float) -> list[Result]:
+def _check_pair(endpoint: Endpoint, expiries: list[Expiry]) -> list[Result]:
     """Check what is on this host; other hosts have the keys of their own endpoints."""
     certificate, key = endpoint.certificate, endpoint.key
     if certificate is None or key is None or endpoint.wire != "native":
@@ -258,7 +322,8 @@ def _check_pair(endpoint: Endpoint, now: float) -> list[Result]:
             return []
     except (KeysError, OSError) as error:
         return [Result("keys", name, CRITICAL, str(error))]
-    return [_expiry(Expiry(what=name, advice=f"renew it: fedbus keys rotate {endpoint.name}", expires_at=ends), now)]
+    expiries.append(Expiry(what=name, advice=f"renew it: fedbus keys rotate {endpoint.name}", expires_at=ends))
+    return []
 
 
 def _expiry(expiry: Expiry, now: float) -> Result:
@@ -388,74 +453,6 @@ def _lines() -> list[str]:
 
 
 # --- how it is told --------------------------------------------------------------------------------------------
-
-
-def _report(
-    ctx: click.Context, results: list[Result], *, as_json: bool, nagios: bool, health: Health | None = None
-) -> None:
-    states = {result.state for result in results}
-    worst = next((state for state in (UNKNOWN, CRITICAL, WARNING) if state in states), OK)
-    bad = [result for result in results if result.state != OK]
-    if nagios:
-        told = "; ".join(result.text for result in bad) or f"{len(results)} checks passed"
-        figures = f"checks={len(results)} bad={len(bad)}"
-        if health is not None:
-            figures += f" lag={max((one.lag for one in health.streams), default=0)}"
-            figures += "" if health.free is None else f" free={health.free:.1f}%"
-        click.echo(f"FEDBUS {worst.upper()} - {_line(told)} | {figures}")
-        ctx.exit(_NAGIOS[worst])
-    if as_json:
-        report: dict[str, Any] = {"state": worst, "results": [dataclasses.asdict(result) for result in results]}
-        if health is not None:
-            report |= health.report()
-        click.echo(json.dumps(report, indent=2))
-    else:
-        for result in results:
-            click.echo(f"{result.state.upper():<8}  {_line(result.text)}")
-        if health is not None and any(one.epoch for one in health.streams):
-            click.echo()
-            _show_streams(health.streams)
-    failed = [result.area for result in results if result.state in (CRITICAL, UNKNOWN)]
-    ctx.exit(_EXIT.get(failed[0], 1) if failed else 0)
-
-
-def _show_streams(streams: list[Stream]) -> None:
-    """Show a table with a line for each endpoint; - for what is not known."""
-
-    def shown(value: float | None, form: str = "d") -> str:
-        return "-" if value is None else f"{value:{form}}"
-
-    rows = [("ENDPOINT", "START", "HEAD", "BEAT", "SKEW", "LAG", "GAPS", "LOST", "REFUSED", "JOURNAL")]
-    for one in streams:
-        known = bool(one.epoch)
-        rows.append(
-            (
-                one.endpoint,
-                shown(one.start if known else None),
-                shown(one.head if known else None),
-                shown(one.beat_age, ".1f"),
-                shown(one.skew, "+.1f"),
-                shown(one.lag if one.readers else None),
-                shown(one.total("gaps")),
-                shown(one.total("lost")),
-                shown(one.total("refused")),
-                shown(100 * one.journal.bytes / one.limit if one.journal is not None and one.limit else None, ".0f")
-                + ("%" if one.journal is not None and one.limit else ""),
-            )
-        )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        cells = [
-            cell.rjust(width) if place else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        click.echo("  ".join(cells))
-
-
-def _line(text: str) -> str:
-    """Return *text* on one line, without what Nagios takes for the start of its figures."""
-    shown = "".join(letter if letter.isprintable() else " " for letter in text)
-    return shown.replace("|", "/")
 
 
 def _report_findings(findings: list[Finding], count: int, *, as_json: bool) -> None:

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import math
 import shutil
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from fedbus.bus import Bus
+from fedbus.cli.programs import Program, ask
 from fedbus.config.settings import Settings
 from fedbus.errors import FedbusError, JournalError
+from fedbus.hub.dead import DeadLetters
 from fedbus.journal.cursors import CursorStore
 from fedbus.journal.spool import list_waiting
 from fedbus.journal.state import JournalState, locked_inodes, look
 from fedbus.model.position import Cursor
-from fedbus.monitor.text import parse
 
 OK, WARNING, CRITICAL, UNKNOWN = "ok", "warning", "critical", "unknown"
 
 _NOBODY = "fedbus-check"  # no topic has this field, so listening brings beats and no messages
-_METRICS_BYTES = 16 * 2**20
 _COUNTERS = {
     "fedbus_endpoint_gaps_total": "gaps",
     "fedbus_endpoint_lost_total": "lost",
@@ -38,7 +38,7 @@ _SHOWN_DAMAGE = 3  # parts of a journal that are named in one line
 class Result:
     """One thing that was looked at."""
 
-    area: str  # config, keys, endpoints, streams, losses, journals, disk
+    area: str  # config, keys, endpoints, programs, streams, losses, journals, disk
     name: str
     state: str
     text: str
@@ -54,6 +54,13 @@ class Thresholds:
     disk: tuple[float, float] = (10, 5)  # percent that are free
     quota: tuple[float, float] = (120, 200)  # percent of retain_bytes
     spool: tuple[float, float] = (10**6, 10**8)  # bytes
+    dead: tuple[float, float] = (1, 10)  # dead letters of one consumer
+    lag_of: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # by cursor: what counts instead of lag
+    consumers: tuple[str, ...] = ()  # that the hub must run
+
+    def lag_for(self, cursor: str) -> tuple[float, float]:
+        """Return the limits of *cursor*; those of a consumer of the hub go by its own name too."""
+        return self.lag_of.get(cursor) or self.lag_of.get(cursor.removeprefix("hub.")) or self.lag
 
 
 @dataclass(slots=True)
@@ -101,6 +108,7 @@ class Health:
     free: float | None = None  # percent of the file system below `state`
     free_bytes: int | None = None
     spool_bytes: int | None = None
+    dead: dict[str, int] = field(default_factory=dict)  # dead letters by consumer
 
     def report(self) -> dict[str, Any]:
         """Return it for scripts."""
@@ -136,6 +144,7 @@ class Health:
             ],
             "disk": {"free_percent": _rounded(self.free), "free_bytes": self.free_bytes},
             "spool_bytes": self.spool_bytes,
+            "dead_letters": self.dead,
         }
 
 
@@ -150,8 +159,14 @@ def examine(settings: Settings, answering: Iterable[str], *, timeout: float, lim
     except FedbusError as error:
         health.results.append(Result("streams", "beats", WARNING, f"beats cannot be verified: {error}"))
         heard = []
-    _ask_programs(settings, streams, health, timeout)
+    for program in ask(settings, timeout):
+        _judge_program(program, streams, health)
+        if program.name == "hub":
+            _judge_consumers(limits.consumers, program, health)
+            limits = replace(limits, consumers=())
+    _judge_consumers(limits.consumers, None, health)
     _look_at_cursors(settings, streams, health)
+    _look_at_dead_letters(settings, health, limits)
     for name in heard:
         _judge_beat(streams[name], health, timeout, limits)
     for one in health.streams:
@@ -207,35 +222,53 @@ def _look_at_journals(settings: Settings, streams: dict[str, Stream], health: He
             health.results.append(Result("losses", f"journal {name} damage", CRITICAL, text))
 
 
-def _ask_programs(settings: Settings, streams: dict[str, Stream], health: Health, timeout: float) -> None:
-    """Read what the hub and another program of this host count, where they have a port and answer."""
-    for setting, address in (("hub.http", settings.hub.http), ("metrics.http", settings.metrics.http)):
-        if address is None:
-            continue
-        try:
-            text = _fetch(address, timeout)
-        except (OSError, http.client.HTTPException) as error:
-            text = f"{setting} {address} does not answer ({error}): gaps and losses that it counts are not known"
-            health.results.append(Result("streams", setting, WARNING, text))
-            continue
-        for name, labels, value in parse(text):
-            stream = streams.get(labels.get("endpoint", ""))
-            if stream is not None and name in _COUNTERS:
-                counters = stream.counters.setdefault(address, {})
-                known = counters.get(_COUNTERS[name], 0.0)
-                counters[_COUNTERS[name]] = max(known, value) if name.endswith("_seconds") else known + value
+def _judge_program(program: Program, streams: dict[str, Stream], health: Health) -> None:
+    """Take up what a program counts, and say whether it is as it should be."""
+    where = f"{program.setting} {program.address}"
+    if program.fault:
+        text = f"{where} does not answer ({program.fault}): gaps and losses that it counts are not known"
+        health.results.append(Result("programs", program.setting, WARNING, text))
+    else:
+        text = f"{where} is ready"
+        if program.reasons:
+            text = f"{where} is not ready: {'; '.join(program.reasons)}"
+        health.results.append(Result("programs", f"{program.name} ready", WARNING if program.reasons else OK, text))
+    for name, labels, value in program.samples:
+        stream = streams.get(labels.get("endpoint", ""))
+        if stream is not None and name in _COUNTERS:
+            counters = stream.counters.setdefault(program.address, {})
+            known = counters.get(_COUNTERS[name], 0.0)
+            counters[_COUNTERS[name]] = max(known, value) if name.endswith("_seconds") else known + value
 
 
-def _fetch(address: str, timeout: float) -> str:
-    host, _, port = address.rpartition(":")
-    host = host.strip("[]")
-    connection = http.client.HTTPConnection({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), int(port), timeout)
-    with contextlib.closing(connection):
-        connection.request("GET", "/metrics")
-        answer = connection.getresponse()
-        if answer.status != 200:
-            raise OSError(f"it says {answer.status}")
-        return answer.read(_METRICS_BYTES).decode("utf-8", "replace")
+def _judge_consumers(names: tuple[str, ...], hub: Program | None, health: Health) -> None:
+    for name in names:
+        if hub is None:
+            text = f"consumer {name}: nobody can be asked whether it runs; set hub.http"
+            state = UNKNOWN
+        elif hub.fault:
+            text, state = f"consumer {name}: the hub at {hub.address} does not answer ({hub.fault})", CRITICAL
+        elif name in hub.consumers:
+            text, state = f"consumer {name} runs", OK
+        else:
+            text, state = f"consumer {name} is not run by the hub at {hub.address}", CRITICAL
+        health.results.append(Result("programs", f"consumer {name}", state, text))
+
+
+def _look_at_dead_letters(settings: Settings, health: Health, limits: Thresholds) -> None:
+    if not settings.dead.exists():  # looking must not create it
+        return
+    try:
+        with contextlib.closing(DeadLetters.open(settings.dead)) as dead:
+            health.dead = dict(sorted(Counter(letter.consumer for letter in dead.list()).items()))
+    except JournalError as error:
+        health.results.append(Result("streams", "dead letters", WARNING, str(error)))
+        return
+    for consumer, count in health.dead.items():
+        text = (
+            f"consumer {consumer} has {count} dead letter{'s' * (count != 1)}: fedbus dead list --consumer {consumer}"
+        )
+        health.results.append(Result("streams", f"dead letters {consumer}", _above(count, limits.dead), text))
 
 
 def _look_at_cursors(settings: Settings, streams: dict[str, Stream], health: Health) -> None:
@@ -310,7 +343,7 @@ def _judge_readers(stream: Stream, health: Health, limits: Thresholds) -> None:
     for reader in stream.readers:
         name = f"{reader.cursor} {stream.endpoint}"
         hint = f"; if nobody reads as {reader.cursor} any more: fedbus cursor delete {reader.cursor}"
-        state = _above(reader.lag, limits.lag)
+        state = _above(reader.lag, limits.lag_for(reader.cursor))
         text = f"cursor {reader.cursor} is {reader.lag} behind {stream.endpoint}"
         health.results.append(Result("streams", f"lag {name}", state, text + (hint if state != OK else "")))
         if reader.lost is None:

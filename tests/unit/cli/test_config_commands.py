@@ -186,7 +186,10 @@ def test_check_of_a_sound_bus_with_all_endpoints_up_is_ok(bus):
         assert [line.split()[0] for line in table.splitlines()] == ["ENDPOINT", "koji.build01", "bodhi.web01"]
         result = run(check, "--nagios", folder=bus)
         assert result.exit_code == 0
-        assert re.fullmatch(r"FEDBUS OK - (\d+) checks passed \| checks=\1 bad=0 lag=0 free=\d+\.\d%\n", result.output)
+        figures = (
+            r"checks=\1 bad=0 lag=0;10000;100000;0 free=\d+\.\d%;10:;5:;0;100 dead=0;;;0 beat=\d+\.\ds;5;30;0 lost=0c"
+        )
+        assert re.fullmatch(rf"FEDBUS OK - (\d+) checks passed \| {figures}\n", result.output)
 
 
 def test_check_finds_that_what_answers_is_no_publisher(bus):
