@@ -35,8 +35,8 @@ class Server(http.server.ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, context: ssl.SSLContext | None = None) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, context: ssl.SSLContext | None = None, *, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), _Handler)
         self.context = context
         self.requests: list[Request] = []
         self.answer: Callable[[Request], tuple[int, dict[str, str], bytes]] = lambda request: (204, {}, b"")
