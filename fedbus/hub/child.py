@@ -118,6 +118,7 @@ class _Child:
             messages = list(self._gather(asked["parts"], frames))
             self._settle(lambda: consumer.consume_batch(messages))
         elif operation == "start":
+            consumer.state = Path(asked["state"]) if asked.get("state") else None
             self._settle(consumer.start)
         elif operation == "stop":
             self._settle(consumer.stop)

@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from fedbus.hub.options import Batch
@@ -80,6 +81,9 @@ class Consumer:
 
     texts: Texts = Texts()
     """What messages say to people; the hub puts that of its configuration here before ``start()``."""
+
+    state: Path | None = None
+    """The folder ``state`` of the configuration, for a consumer that keeps something; put here as ``texts`` is."""
 
     batch: ClassVar[Batch | None] = None
     """For consumers with ``consume_batch``: how much it is given at once; the configuration may say otherwise."""

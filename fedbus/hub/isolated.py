@@ -173,7 +173,7 @@ class Isolated(Consumer):
         try:
             if self._process is None:
                 self._spawn()
-            self._ask({"do": "start"}, self._wanted.timeout)
+            self._ask({"do": "start", "state": str(self.state or "")}, self._wanted.timeout)
         except (Halt, Retry):
             raise
         except FedbusError as error:
