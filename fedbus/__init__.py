@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         QueueFull,
         Reason,
         Refused,
+        SchemaError,
         TrustError,
         WireError,
     )
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from fedbus.model.position import Cursor, Position
     from fedbus.model.receipt import Receipt, RelayReceipt
     from fedbus.model.topic import TopicFilter
+    from fedbus.schemas.registry import Schemas
     from fedbus.texts.text import Text
     from fedbus.texts.texts import Texts
     from fedbus.transport.asubscriber import AsyncSubscriber
@@ -70,6 +72,7 @@ _HOMES = {
     "RelayPublisher": "fedbus.transport.relay_client",
     "RelayReceipt": "fedbus.model.receipt",
     "Retry": "fedbus.hub.consumer",
+    "Schemas": "fedbus.schemas.registry",
     "Subscriber": "fedbus.transport.subscriber",
     "Text": "fedbus.texts.text",
     "Texts": "fedbus.texts.texts",
@@ -115,6 +118,8 @@ __all__ = [
     "RelayPublisher",
     "RelayReceipt",
     "Retry",
+    "SchemaError",
+    "Schemas",
     "Subscriber",
     "Text",
     "Texts",

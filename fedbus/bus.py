@@ -16,6 +16,8 @@ import zmq
 
 from fedbus.clock import Clock, SystemClock
 from fedbus.config.discovery import Discovery, HubWatch
+from fedbus.config.schemas import load as load_schemas
+from fedbus.config.schemas import open_schemas
 from fedbus.config.settings import ConfigWatcher, Settings
 from fedbus.config.units import parse_duration
 from fedbus.errors import ConfigError, FedbusError, ForkedError, KeysError, Reason, TrustError
@@ -25,6 +27,7 @@ from fedbus.model.message import Message, MessageKey
 from fedbus.model.position import Cursor, Position
 from fedbus.model.stream import StreamHome
 from fedbus.model.topic import TopicFilter
+from fedbus.schemas.registry import Schemas
 from fedbus.texts.texts import Texts
 from fedbus.transport.endpoint import Endpoint
 from fedbus.transport.names import Names
@@ -80,6 +83,7 @@ class Bus:
         self._verifier: Verifier | None = None
         self._store: CursorStore | None = None
         self._dead: DeadLetters | None = None
+        self._schemas: tuple[Schemas, Texts] | None = None
         self._publishers: list[Publisher] = []
         self._relayed: list[RelayPublisher] = []
         self._fedmsg_publishers: list[FedmsgPublisher] = []
@@ -147,6 +151,7 @@ class Bus:
             clock=self._clock,
             may_publish=lambda topic: self._check_policy(endpoint, topic),
             gate=self._open_gate(),
+            schemas=self.schemas,
         )
         self._publishers.append(publisher)
         if not direct:
@@ -230,6 +235,7 @@ class Bus:
             spool=settings.spools / endpoint.name,
             clock=self._clock,
             may_publish=lambda topic: self._check_policy(endpoint.name, topic),
+            schemas=self.schemas,
         )
         self._relayed.append(publisher)
         return publisher
@@ -329,9 +335,10 @@ class Bus:
             on_loss=on_loss,
             strict=strict,
             pair=load_link_pair(settings),
+            schemas=self.schemas,
             names=self._names,
             follow=following,
-            foreign=lambda: self.fedmsg_feed(parsed),
+            foreign=(lambda: self.fedmsg_feed(parsed)) if foreign else None,
         )
         self._subscribers.append(subscriber)
         return subscriber
@@ -414,16 +421,42 @@ class Bus:
             parse_since=lambda text: parse_since(text, clock),
             pair=load_link_pair(settings),
             names=self._names,
+            schemas=self.schemas,
+            texts=self.texts,
         )
         enabled = [one if isinstance(one, Enabled) else enable(one) for one in consumers]
         return Hub(
-            source, enabled, options=options or settings.hub, problems=problems, watch=watch or HubWatch(self.discovery)
+            source,
+            enabled,
+            options=options or settings.hub,
+            problems=problems,
+            watch=watch or HubWatch(self.discovery),
+            renew=renew,
         )
 
     @property
+    def schemas(self) -> Schemas:
+        """The JSON Schemas by topic; they are read when they are first needed, and again when the files change.
+
+        Raises:
+            ConfigError: A file of schemas, or a section of the configuration, cannot be used.
+        """
+        return self._said()[0]
+
+    @property
     def texts(self) -> Texts:
-        """What messages say to people, by the configuration in force."""
-        return Texts(root=self.settings.naming.root)
+        """What messages say to people, by the schemas and the configuration in force.
+
+        Raises:
+            ConfigError: As for :attr:`schemas`.
+        """
+        return self._said()[1]
+
+    def _said(self) -> tuple[Schemas, Texts]:
+        with self._opening:
+            if self._schemas is None:
+                self._schemas = open_schemas(self.settings)
+            return self._schemas
 
     @property
     def verifier(self) -> Verifier:
@@ -503,6 +536,7 @@ class Bus:
         """Return what all publishers and subscribers of this bus count, as text for Prometheus; from any thread."""
         from fedbus.monitor.discovery import of_discovery
         from fedbus.monitor.text import exposition
+        from fedbus.schemas.metrics import of_schemas
         from fedbus.transport.metrics import of_links, of_publishers, of_refusals, of_subscribers
 
         subscribers = [one for one in list(self._subscribers) if not one.closed]
@@ -511,6 +545,7 @@ class Bus:
             families += of_links(self.links)
         families += of_subscribers(subscribers, now=self._clock.monotonic(), since=self._opened_at)
         families.append(of_refusals({} if self._verifier is None else dict(self._verifier.rejections)))
+        families += of_schemas(None if self._schemas is None else self._schemas[0])
         families += of_discovery(self.discovery.figures(), self._clock.monotonic())
         return exposition(families)
 
@@ -566,8 +601,10 @@ class Bus:
         """Let *settings* be in force, for what is open too.
 
         Raises:
-            KeysError: Their CA cannot be used; nothing has changed.
+            KeysError, ConfigError: Their CA, or their schemas, cannot be used; nothing has changed.
         """
+        known = self._schemas
+        loaded = None if known is None else load_schemas(settings)
         verifier = self._verifier
         if verifier is not None:
             if settings.keyring != verifier.keyring.options:
@@ -575,6 +612,12 @@ class Bus:
                 verifier.refresh()
             if settings.policy.rules != verifier.policy.rules:
                 verifier.policy = settings.policy
+        if known is not None and loaded is not None:
+            known[0].adopt(loaded.schemas, settings.schemas)
+            known[1].adopt(loaded.rules)
+            publishers: list[Publisher | RelayPublisher] = [*self._publishers, *self._relayed]
+            for publisher in publishers:
+                publisher.forget_topics()
         self.settings = settings
 
     def _local_journal(self, endpoint: str) -> StreamHome | None:

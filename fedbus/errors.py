@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Any
 
 
 class Reason(StrEnum):
@@ -29,6 +30,7 @@ class Reason(StrEnum):
     SEQUENCE = "sequence"  # the envelope's sequence does not fit its place in the batch
     EPOCH = "epoch"
     CONFLICT = "conflict"  # two different messages carry one sequence
+    SCHEMA = "schema"  # the body does not fit the schema of its topic
     # the proof
     UNSIGNED = "unsigned"
     SIGNATURE = "signature"  # does not verify, or is of a wrong length
@@ -120,6 +122,20 @@ class MessageError(FedbusError, ValueError):
     def __init__(self, reason: Reason, text: str) -> None:
         super().__init__(text)
         self.reason = reason
+
+
+class SchemaError(MessageError):
+    """The body does not fit the schema of its topic, or the topic has none where it must have one.
+
+    ``topic`` is the full topic, ``schema`` the schema's name (empty where there is none), and ``faults`` holds for each
+    fault its ``field``, such as ``body.build.id``, the ``rule`` that it breaks, such as ``type``, and a ``text``.
+    """
+
+    def __init__(self, text: str, *, topic: str, schema: str = "", faults: tuple[Any, ...] = ()) -> None:
+        super().__init__(Reason.SCHEMA, text)
+        self.topic = topic
+        self.schema = schema
+        self.faults = faults
 
 
 class PublisherClosed(FedbusError):

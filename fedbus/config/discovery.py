@@ -32,7 +32,12 @@ _UNSETTLED_SECONDS = 5.0  # a folder that never comes to rest is read all the sa
 _FORCED_SECONDS = 0.25  # between two readings that are asked for; a storm of SIGHUP is one wish
 _RETRY_SECONDS = 30.0  # after which refused files are read again: what was wrong may not have been in them
 # what can be in force at once; `values` and the like only say where things are written
-_AT_ONCE = frozenset({"endpoints", "journals", "journal", "discovery", "keyring", "values", "origins", "variables"})
+_AT_ONCE = frozenset(
+    {
+        *("endpoints", "journals", "journal", "discovery", "keyring", "schemas", "texts"),
+        *("values", "origins", "variables"),
+    }
+)
 _RESTART = tuple(
     field.name for field in dataclasses.fields(Settings) if field.name not in _AT_ONCE | {"policy", "directory"}
 )
@@ -384,7 +389,7 @@ def _in_force(base: Settings, after: Settings) -> tuple[Settings, tuple[str, ...
     # rules are written for a prefix and an environment
     if not differs(base.naming, after.naming):
         changes["policy"] = after.policy
-    told = (("policy", "policy"), ("keyring", "keys"), ("discovery", "discovery"))
+    told = (("policy", "policy"), ("keyring", "keys"), ("discovery", "discovery"), ("schemas", "schemas"))
     taken = tuple(word for name, word in told if name in changes and differs(getattr(base, name), changes[name]))
     return replace(base, **changes), taken
 

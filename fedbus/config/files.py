@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -131,7 +131,7 @@ def load_folder(folder: Path, environ: Mapping[str, str] = os.environ) -> Docume
     merged = Document(str(folder))
     owner_lines: dict[str, Origin] = {}
     for path in _config_files(folder, merged):
-        document = _read(path)
+        document = read(path)
         _expand(document, environ)
         merged.problems += document.problems
         merged.whole = merged.whole and document.whole
@@ -150,7 +150,7 @@ def load_folder(folder: Path, environ: Mapping[str, str] = os.environ) -> Docume
 Fingerprint = tuple[tuple[str, int, int, int, int], ...]
 
 
-def fingerprint(folder: Path) -> Fingerprint:
+def fingerprint(folder: Path, suffixes: tuple[str, ...] = (".yaml",)) -> Fingerprint:
     """Return what changes when a file of *folder* is edited, replaced, added or removed; empty when it cannot be read.
 
     Each file is ``(name, mtime_ns, ctime_ns, size, inode)``; nothing is opened, so this is cheap enough to poll.
@@ -159,7 +159,7 @@ def fingerprint(folder: Path) -> Fingerprint:
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if _is_ours(entry.name):
+                if _is_ours(entry.name, suffixes):
                     state = entry.stat(follow_symlinks=False)
                     found.append((entry.name, state.st_mtime_ns, state.st_ctime_ns, state.st_size, state.st_ino))
     except OSError:
@@ -167,9 +167,9 @@ def fingerprint(folder: Path) -> Fingerprint:
     return tuple(sorted(found))
 
 
-def _is_ours(name: str) -> bool:
+def _is_ours(name: str, suffixes: tuple[str, ...] = (".yaml",)) -> bool:
     # editors leave .#10-bus.yaml and .10-bus.yaml.swp beside the file
-    return name.endswith(".yaml") and not name.startswith(".")
+    return name.endswith(suffixes) and not name.startswith(".")
 
 
 def _config_files(folder: Path, merged: Document) -> list[Path]:
@@ -183,7 +183,7 @@ def _config_files(folder: Path, merged: Document) -> list[Path]:
         names = sorted(entry.name for entry in folder.iterdir())
     except OSError as error:
         return refuse(f"cannot read the configuration folder: {error.strerror}")
-    for text in {text: None for text in (_exposure(own, link=True), _exposure(state)) if text}:
+    for text in {text: None for text in (exposure(own, link=True), exposure(state)) if text}:
         refuse(text)
     for name in names:
         if name.endswith(".yml"):
@@ -196,7 +196,7 @@ def _config_files(folder: Path, merged: Document) -> list[Path]:
     return ours
 
 
-def _exposure(state: os.stat_result, *, link: bool = False) -> str:
+def exposure(state: os.stat_result, *, link: bool = False) -> str:
     """Return why somebody else could have written what *state* describes, or nothing."""
     if state.st_uid not in (0, os.geteuid()):
         return f"belongs to user id {state.st_uid}; it must belong to root or to user id {os.geteuid()}: use chown"
@@ -206,8 +206,11 @@ def _exposure(state: os.stat_result, *, link: bool = False) -> str:
     return ""
 
 
-def _read(path: Path) -> Document:
-    """Read one file; everything is checked on the open file, so it cannot be exchanged in between."""
+def read(path: Path, reader: Callable[[bytes, str], Document] | None = None) -> Document:
+    """Read one file, with *reader* for another language than YAML; faults are in ``problems``.
+
+    Everything is checked on the open file, so it cannot be exchanged in between.
+    """
     document = Document(str(path))
 
     def refuse(text: str) -> Document:
@@ -228,13 +231,13 @@ def _read(path: Path) -> Document:
         state = os.fstat(descriptor)
         if not stat.S_ISREG(state.st_mode):
             return refuse(f"is no regular file (mode {stat.S_IMODE(state.st_mode):04o}); remove it from the folder")
-        if exposure := _exposure(state):
-            return refuse(exposure)
+        if fault := exposure(state):
+            return refuse(fault)
         try:
             data = stream.read(FILE_LIMIT + 1)
         except OSError as error:
             return refuse(f"cannot be read: {error.strerror}")
-    return parse(data, str(path))
+    return (reader or parse)(data, str(path))
 
 
 # --- one file --------------------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ from fedbus.journal.options import JournalOptions, SyncPolicy
 from fedbus.model.limits import Limits
 from fedbus.model.topic import Naming, TopicFilter
 from fedbus.monitor.options import MetricsOptions
+from fedbus.schemas.options import SchemaOptions
 from fedbus.transport.endpoint import Address, Also, Endpoint, check_name
 from fedbus.transport.options import LinkOptions, PublisherOptions, RelayOptions, RelayRule, SubscriberOptions
 from fedbus.trust import curve
@@ -41,6 +42,7 @@ from fedbus.trust.policy import Policy, Rule
 
 SOCKET_BYTES = 107  # sun_path of unix(7) holds 108, the last one NUL
 ENDPOINT_PATTERN = r"(\*|[a-z0-9][a-z0-9_-]*)(\.(\*|[a-z0-9][a-z0-9_-]*))+"
+SCHEMAS = "schemas"  # the folder of schemas below the configuration, where none is named
 STATE = Path("/var/lib/fedbus")  # what FHS calls for; `fedbus init` writes a folder of its own
 
 
@@ -81,6 +83,8 @@ class Settings:
     hub: HubOptions
     discovery: DiscoveryOptions
     consumers: Mapping[str, ConsumerSettings]
+    schemas: SchemaOptions
+    texts: Mapping[str, Mapping[str, Any]]
     log: LogSettings
     values: Mapping[str, Any]
     origins: Mapping[str, str]
@@ -145,10 +149,16 @@ class ConfigWatcher:
         self._folder = find_folder(directory, environ)
         self.seen = fingerprint(self._folder)  # as of the last load
         self.settings = Settings.load(self._folder, environ)
+        self.seen += self._of_schemas()
 
     def look(self) -> Fingerprint:
         """Return what :attr:`seen` would be now; stats only, opens nothing."""
-        return fingerprint(self._folder)
+        return fingerprint(self._folder) + self._of_schemas()
+
+    def _of_schemas(self) -> Fingerprint:
+        """Return the same of the folder of schemas, which are read with the settings by those who use them."""
+        folder = self.settings.schemas.folder or self._folder / SCHEMAS
+        return fingerprint(folder, (".yaml", ".json"))
 
     def changed(self) -> bool:
         """Say whether a file was edited, replaced, added or removed since the last load; stats only, opens nothing."""
@@ -164,12 +174,15 @@ class ConfigWatcher:
             ConfigError: The new files cannot be used; ``settings`` are still the old ones.
         """
         # taken before reading, so a change while we read is seen as one
-        before, self.seen = self.seen, fingerprint(self._folder)
+        folder = self.settings.schemas.folder
+        before, self.seen = self.seen, self.look()
         try:
             self.settings = Settings.load(self._folder, self._environ)
         except OSError as error:
             self.seen = before
             raise ConfigError(f"{self._folder}: cannot be read now: {error.strerror or error}") from error
+        if self.settings.schemas.folder != folder:
+            self.seen = self.look()
         return self.settings
 
 
@@ -423,6 +436,8 @@ class _Builder:
             hub=self._served(HubOptions, "hub", section("hub")),
             discovery=self._discovery(section("discovery")),
             consumers=dict(self._consumers(section("consumers"), naming)),
+            schemas=self._options(SchemaOptions, "schemas", section("schemas")),
+            texts={topic: rule for topic, rule in section("texts").items() if isinstance(rule, dict)},
             log=LogSettings(**section("log")),
             values=document.values,
             origins={dotted(path): str(origin) for path, origin in document.origins.items()},

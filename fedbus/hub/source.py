@@ -15,6 +15,8 @@ from fedbus.model.limits import Limits
 from fedbus.model.position import Cursor
 from fedbus.model.stream import StreamHome
 from fedbus.model.topic import Naming, TopicFilter
+from fedbus.schemas.registry import Schemas
+from fedbus.texts.texts import Texts
 from fedbus.transport.endpoint import Endpoint
 from fedbus.transport.names import Names
 from fedbus.transport.options import SubscriberOptions
@@ -42,9 +44,12 @@ class Source:
     local: Callable[[str], StreamHome | None]
     parse_since: Callable[[str], tuple[Since, Cursor]]
     """From the text that people write; raises ValueError."""
+    texts: Texts = field(default_factory=Texts)
+    """What messages say to people; each consumer gets it."""
     version: int = field(default=0)
     names: Names | None = None
     pair: CurvePair | None = None
+    schemas: Schemas | None = None
 
     def filters(self, topics: Iterable[str]) -> list[TopicFilter]:
         """Return what people wrote as filters.
@@ -78,4 +83,5 @@ class Source:
             on_loss=on_loss,
             names=self.names,
             pair=self.pair,
+            schemas=self.schemas,
         )

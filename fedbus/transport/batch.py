@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 from uuid import UUID
@@ -28,15 +29,16 @@ class Topic:
     writer: EnvelopeWriter
     levels: tuple[str, ...]  # the topic's first field, first two fields, …, all of it
     overhead: int  # bytes of the envelope around the body
+    check: Callable[[Any], None] | None = None  # raises SchemaError for a body that does not fit
 
     @classmethod
-    def make(cls, name: str, endpoint: str, epoch: str) -> Topic:
+    def make(cls, name: str, endpoint: str, epoch: str, check: Callable[[Any], None] | None = None) -> Topic:
         """Compute it for the full topic *name*."""
         fields = name.split(".")
         levels = tuple(".".join(fields[: place + 1]) for place in range(len(fields)))
         writer = EnvelopeWriter(endpoint, name, epoch)
         overhead = len(write(b"0" * 24, 0, writer.middle("0" * 27), 0, b"", b""))
-        return cls(name, endpoint, epoch, name.encode("ascii"), writer, levels, overhead)
+        return cls(name, endpoint, epoch, name.encode("ascii"), writer, levels, overhead, check)
 
 
 class _Stamp(NamedTuple):

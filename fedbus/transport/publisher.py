@@ -41,6 +41,7 @@ from fedbus.model.limits import Limits
 from fedbus.model.receipt import Receipt
 from fedbus.model.stream import StreamHome
 from fedbus.model.topic import Naming, check_topic
+from fedbus.schemas.registry import Schemas
 from fedbus.transport import sockets
 from fedbus.transport.batch import Pending, SealedBatch, Sealer, Topic, Watcher
 from fedbus.transport.commit import Committer
@@ -150,6 +151,7 @@ class Publisher:
         clock: Clock,
         may_publish: Callable[[str], None] | None = None,
         gate: Gate | None = None,
+        schemas: Schemas | None = None,
     ) -> None:
         self.endpoint = endpoint
         self.stats = PublisherStats()
@@ -161,6 +163,7 @@ class Publisher:
         self._encode = strict.encoder(limits)
         self._clock = clock
         self._may_publish = may_publish
+        self._schemas = schemas
         self._topics: dict[str, Topic] = {}
         self._sealer = Sealer(
             endpoint=endpoint.name,
@@ -230,6 +233,7 @@ class Publisher:
         clock: Clock | None = None,
         may_publish: Callable[[str], None] | None = None,
         gate: Gate | None = None,
+        schemas: Schemas | None = None,
     ) -> Publisher:
         """Open the journal, bind both sockets, start the thread.
 
@@ -252,6 +256,7 @@ class Publisher:
                 clock=clock,
                 may_publish=may_publish,
                 gate=gate,
+                schemas=schemas,
             )
         except BaseException:
             opened.close()
@@ -304,6 +309,7 @@ class Publisher:
 
         Raises:
             MessageError: The topic or the body cannot be published; nothing was queued.
+            SchemaError: The body does not fit the schema of its topic; nothing was queued.
             TrustError: The policy does not let this endpoint publish the topic; nothing was queued.
             JournalWriteError: The disk refused it; nothing was published, and trying again is safe.
             QueueFull, DeadlineExceeded: *timeout* seconds were not enough; after DeadlineExceeded it may still appear.
@@ -327,6 +333,8 @@ class Publisher:
         """
         known = self._topics.get(topic) or self._learn(topic)
         data = self._encode(body)
+        if known.check is not None:
+            known.check(body)
         extra = b""
         if dataschema is not None or traceparent is not None:
             extra = optional_attributes(dataschema=dataschema, traceparent=traceparent)
@@ -359,6 +367,8 @@ class Publisher:
         """
         known = self._topics.get(topic) or self._learn(topic)
         data = strict.encode(body, self._limits)
+        if known.check is not None:
+            known.check(body)
         weight = len(data) + len(extra)
         if weight + known.overhead > self._limits.message_bytes:
             raise MessageError(
@@ -517,9 +527,14 @@ class Publisher:
             )
         if len(self._topics) >= 10_000:
             self._topics.clear()
-        known = Topic.make(name, self.endpoint.name, self._journal.epoch)
+        check = None if self._schemas is None else self._schemas.publishing(name)
+        known = Topic.make(name, self.endpoint.name, self._journal.epoch, check)
         self._topics[short] = known
         return known
+
+    def forget_topics(self) -> None:
+        """Look again what the policy and the schemas say of each topic; any thread may call this."""
+        self._topics = {}
 
     def _refuse(self) -> None:
         if self._generation != _forks.count:

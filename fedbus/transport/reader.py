@@ -21,6 +21,7 @@ from fedbus.journal.journal import split_records
 from fedbus.model.limits import Limits
 from fedbus.model.message import Message
 from fedbus.model.position import Position
+from fedbus.schemas.registry import Schemas
 from fedbus.transport.foreign import ForeignStream
 from fedbus.transport.state import Loss, Mode, ReaderStats, Since
 from fedbus.trust.proof import verify_beat, verify_parcel
@@ -81,6 +82,7 @@ class StreamReader:
         pending_bytes: int,
         parcel_bytes: int,
         ready: deque[Ready],
+        schemas: Schemas | None = None,
     ) -> None:
         self.endpoint = endpoint
         self.stats = ReaderStats()
@@ -107,6 +109,7 @@ class StreamReader:
         self._most_pending = pending_bytes
         self._parcel_bytes = parcel_bytes
         self._ready = ready
+        self._schemas = schemas
         self._unfinished = 0
         self._collection: _Collection | None = None
         self._asked = 0  # what the current row of fetches has covered, by the publisher's unsigned word
@@ -583,6 +586,10 @@ class StreamReader:
 
     def _open(self, sealed: Sealed) -> Iterator[Message]:
         parcel, after = sealed.parcel, sealed.after
+        if self._schemas is not None:
+            fits = self._schemas.receiving(parcel.topic)
+            if fits is not None:
+                return self._open_inspected(sealed, fits)
         if after >= parcel.first:
             return self._open_behind(sealed)
         # another generator around this one would cost more than the rest of what is done for a message here
@@ -594,6 +601,16 @@ class StreamReader:
             if message.sequence > sealed.after:
                 self.stats.messages += 1
                 yield message
+
+    def _open_inspected(self, sealed: Sealed, fits: Callable[[Message], bool]) -> Iterator[Message]:
+        for message in self._open_behind(sealed):
+            if fits(message):
+                yield message
+            else:
+                # its place in the stream counts as seen, as that of what is not well formed
+                self.stats.messages -= 1
+                self.count_refusal(Reason.SCHEMA)
+                self._verifier.reject(Reason.SCHEMA)
 
     def _refuse_counted(self, error: WireError) -> None:
         self.stats.messages -= 1

@@ -40,6 +40,7 @@ from fedbus.transport.relay_protocol import Request, Unavailable
 if TYPE_CHECKING:
     from fedbus.model.limits import Limits
     from fedbus.model.topic import Naming
+    from fedbus.schemas.registry import Schemas
     from fedbus.transport.endpoint import Endpoint
     from fedbus.transport.options import RelayOptions
 
@@ -132,6 +133,7 @@ class RelayPublisher:
         spool: Path,
         clock: Clock | None = None,
         may_publish: Callable[[str], None] | None = None,
+        schemas: Schemas | None = None,
     ) -> None:
         """*spool* is the folder for what cannot be handed in now. Nothing is opened yet."""
         self.endpoint = endpoint
@@ -142,7 +144,9 @@ class RelayPublisher:
         self._spool = spool
         self._clock = clock or SystemClock()
         self._may_publish = may_publish
+        self._schemas = schemas
         self._topics: dict[str, str] = {}
+        self._checks: dict[str, Callable[[Any], None] | None] = {}
         self._closed = False
         self._again_at = 0.0  # when to try again to connect
         self._down = ""  # why the relay could not be reached
@@ -241,6 +245,7 @@ class RelayPublisher:
 
         name = self._topics.get(topic) or self._learn(topic)
         data = strict.encode(body, self._limits)
+        self._check_body(name, body)
         request = self._request(name, data, dataschema, traceparent)
         self._check_size(request)
         return self._hand_in(RelayPending(self, request, checked=True), timeout)
@@ -256,8 +261,28 @@ class RelayPublisher:
     ) -> RelayReceipt:
         """Like :meth:`publish`, with a body that is JSON already; the relay says what is wrong with it."""
         name = self._topics.get(topic) or self._learn(topic)
+        self._check_body(name, data)
         request = self._request(name, data, dataschema, traceparent)
         return self._finish(self._hand_in(RelayPending(self, request, checked=False), timeout), timeout)
+
+    def forget_topics(self) -> None:
+        """Look again what the policy and the schemas say of each topic; any thread may call this."""
+        self._topics, self._checks = {}, {}
+
+    def _check_body(self, name: str, body: Any) -> None:
+        """Raise SchemaError for a *body*, or the JSON of one, that would be refused: here it can still be told."""
+        if self._schemas is None:
+            return
+        checks = self._checks
+        if name not in checks:
+            checks[name] = self._schemas.publishing(name)
+        check = checks[name]
+        if check is not None:
+            if isinstance(body, bytes):
+                from fedbus.wire import strict
+
+                body = strict.decode(body, self._limits)
+            check(body)
 
     def flush(self, timeout: float = 30.0) -> None:
         """Return when all that was handed in before is journaled or spooled; raise the first error nobody was told of.

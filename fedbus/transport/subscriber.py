@@ -26,6 +26,7 @@ from fedbus.model.message import Message
 from fedbus.model.position import Cursor
 from fedbus.model.stream import StreamHome
 from fedbus.model.topic import TopicFilter, common_prefix
+from fedbus.schemas.registry import Schemas
 from fedbus.transport import sockets
 from fedbus.transport.endpoint import Endpoint
 from fedbus.transport.fetch import Fetcher
@@ -93,6 +94,7 @@ class Subscriber:
         follow: Callable[[], Iterable[Endpoint] | None] | None = None,
         pair: CurvePair | None = None,
         foreign: Callable[[], ForeignFeed] | None = None,
+        schemas: Schemas | None = None,
     ) -> None:
         """Connect to *endpoints*, and later to those that *follow* returns: it is asked now and then, and returns None
         where the list has not changed. *names* looks up hosts; the subscribers of one bus share it. *pair* is who we
@@ -114,6 +116,7 @@ class Subscriber:
         self._names = names or Names(clock)
         self._follow = follow
         self._pair = pair
+        self._schemas = schemas
         self._pid = os.getpid()
         self._parcel_bytes = 4 * limits.message_bytes + 2**16
         self._frame_bytes = 8 * limits.message_bytes + 2**20  # beyond it libzmq drops the connection
@@ -437,6 +440,7 @@ class Subscriber:
             pending_bytes=self._options.pending_bytes,
             parcel_bytes=self._parcel_bytes,
             ready=self._ready,
+            schemas=self._schemas,
         )
 
     def __enter__(self) -> Subscriber:
@@ -498,13 +502,21 @@ class Subscriber:
         more = self._drain_live(now)
         if self._foreign is not None:
             found, waiting = self._foreign.drain(now)
-            self._ready.extend((stream, messages, 0) for stream, messages in found)
+            self._ready.extend((stream, self._fitting(messages), 0) for stream, messages in found)
             more |= waiting
         for socket, link in list(self._fetcher.sockets.items()):
             more |= self._fetcher.drain(socket, link, now)
         if now >= self._next_timer:
             self._on_timer(now)
         return more
+
+    def _fitting(self, messages: list[Message]) -> list[Message]:
+        """Return those of another format's *messages* that fit their schemas, as far as that is asked for."""
+        schemas = self._schemas
+        if schemas is None:
+            return messages
+        checked = ((message, schemas.receiving(message.topic)) for message in messages)
+        return [message for message, fits in checked if fits is None or fits(message)]
 
     def _drain_live(self, now: float) -> bool:
         recv = self._socket.recv

@@ -21,6 +21,7 @@ LAYERS = (
     "trust",
     "journal",
     "monitor",
+    "schemas",
     "transport",
     "fedmsg",
     "history",
