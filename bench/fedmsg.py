@@ -12,21 +12,12 @@ import datetime
 import functools
 import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 from bench.body import TOPIC, event
 from bench.role import Arrivals, Departures, Line
 
-# Unpinned, pyOpenSSL has no load_crl any more: fedmsg swallows the import error and sends unsigned `null`s.
-PINS = (
-    "setuptools==65.7.0",
-    "pyOpenSSL==24.2.1",
-    "cryptography==43.0.3",
-    "fedmsg[crypto_ng,commands,consumers]==1.1.7",
-)
 SERVICE = "koji"
 FULL_TOPIC = f"org.example.dev.{SERVICE}.{TOPIC}"
 
@@ -55,27 +46,13 @@ def measure(session: Any) -> None:
 
 
 def _environment(session: Any) -> Path:
+    from bench.fedmsg_environment import Unavailable, environment
     from bench.harness import WORK, Skip
 
-    home = WORK / "fedmsg-venv"
-    python = home / "bin" / "python"
-    stamp = home / ".installed"
-    wanted = "\n".join(PINS)
-    if stamp.exists() and stamp.read_text() == wanted:
-        return python
-    session.say("making the environment of fedmsg 1.1.7 (once)")
-    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    for command in (
-        [sys.executable, "-m", "venv", "--clear", str(home)],
-        [*pip, PINS[0], "wheel"],
-        [*pip, "--no-build-isolation", *PINS],
-    ):
-        done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-            raise Skip(f"its environment cannot be made ({last}); see bench/README.rst")
-    stamp.write_text(wanted)
-    return python
+    try:
+        return environment(WORK / "fedmsg-venv", session.say)
+    except Unavailable as error:
+        raise Skip(f"its environment cannot be made ({error}); see bench/README.rst") from error
 
 
 def _make_keys(folder: Path) -> None:

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from fedbus.hub.enabled import Enabled
     from fedbus.hub.hub import Hub
     from fedbus.hub.options import HubOptions
+    from fedbus.hub.roster import Renew
     from fedbus.monitor.http import StatusServer
     from fedbus.transport.asubscriber import AsyncSubscriber
     from fedbus.transport.relay_client import RelayPublisher
@@ -311,6 +312,7 @@ class Bus:
         positions: Cursor | None = None,
         *,
         wait: bool,
+        foreign: bool = True,
     ) -> Subscriber:
         self._check_process()
         start, named = parse_since(since, self._clock)  # first: "now" is before the DNS has answered
@@ -342,6 +344,15 @@ class Bus:
         )
         self._subscribers.append(subscriber)
         return subscriber
+
+    def native_subscriber(self, filters: Iterable[str], *, cursor: str) -> Subscriber:
+        """Like :meth:`subscribe` with a *cursor*, from now on, but leave out endpoints that speak another format."""
+        return self._subscribe(tuple(filters), "now", cursor, None, False, None, wait=True, foreign=False)
+
+    @property
+    def publishers(self) -> list[Publisher]:
+        """Those that this bus has opened, with a journal, and that are open."""
+        return [one for one in list(self._publishers) if not one.closed]
 
     def _check_names(self, endpoints: Iterable[str]) -> None:
         """Raise unless all *endpoints* are known, or could still become known by an answer of the DNS."""
@@ -378,11 +389,12 @@ class Bus:
         options: HubOptions | None = None,
         problems: Sequence[str] = (),
         watch: Callable[[bool], Mapping[str, Endpoint] | None] | None = None,
+        renew: Renew | None = None,
     ) -> Hub:
         """Prepare a hub for *consumers*: objects of :class:`Consumer` and functions marked with ``@fedbus.consumer``.
 
         ``bus.hub([Announce(channel)]).run()`` delivers until it is stopped; see :class:`~fedbus.hub.hub.Hub`. Without
-        *watch* it follows the configuration of this bus.
+        *watch* it follows the configuration of this bus; *renew* says which consumers to run after ``Hub.reload()``.
 
         Raises:
             ConfigError: Two consumers have one name, one names no topics, or a filter is none.

@@ -14,7 +14,7 @@ from fedbus.errors import Reason, Refused, TrustError, WireError
 from fedbus.fedmsg.codec import Envelope, parse
 from fedbus.fedmsg.message import to_message
 from fedbus.fedmsg.options import FedmsgOptions
-from fedbus.fedmsg.recent import Counters, Recent
+from fedbus.fedmsg.recent import Counter, Counters, Recent
 from fedbus.fedmsg.topics import subscriptions
 from fedbus.fedmsg.validator import Validator
 from fedbus.model.limits import Limits
@@ -94,7 +94,7 @@ class FedmsgFeed:
         """*filters* are full ones, none meaning everything. What *ours* says to be our own is left out."""
         self.streams: dict[str, FedmsgStream] = {}
         self.validator = validator
-        self.recent = recent or Recent(options.remember)
+        self.recent = Recent(options.remember) if recent is None else recent
         self._options = options
         self._filters = list(filters)
         self._subscriptions = subscriptions(self._filters)
@@ -113,6 +113,11 @@ class FedmsgFeed:
         self._by_descriptor: dict[int, FedmsgStream] = {}
         self._open: dict[str, FedmsgStream] = {}
         self._watch_at = 0.0
+        self._before: dict[tuple[str, str], int] = {}
+
+    def begin_counts(self, last: dict[tuple[str, str], int]) -> None:
+        """Say where counts stood before we were started: (endpoint, signer) -> the last `i` that was taken."""
+        self._before = last
 
     @property
     def descriptor(self) -> int:
@@ -130,6 +135,9 @@ class FedmsgFeed:
         for name, endpoint in wanted.items():
             if name not in self.streams:
                 stream = self.streams[name] = FedmsgStream(endpoint)
+                for (owner, signer), count in self._before.items():
+                    if owner == name:
+                        stream.counters.by_signer[signer] = Counter(count)
                 self._open_socket(stream, len(wanted))
 
     def drain(self, now: float) -> tuple[list[tuple[ForeignStream, list[Message]]], bool]:
@@ -199,18 +207,21 @@ class FedmsgFeed:
             envelope = parse(frames, self._limits)
             if self._filters and not any(one.matches(envelope.topic) for one in self._filters):
                 return None
-            if self.recent.is_known(envelope):
-                stats.duplicates += 1
-                return None
-            self._check_age(envelope)
-            signer = self.validator.check(envelope).name
-            self.recent.take(envelope)
+            signer = self.recent.known(envelope)
+            again = bool(signer)
+            if not again:
+                self._check_age(envelope)
+                signer = self.validator.check(envelope).name
+                again = not self.recent.take(envelope, signer)
         except Refused as error:
             self._refused(stream, error, now)
             return None
         if self._counting:
-            self._count(stream, signer, envelope.count, now)
+            self._count(stream, signer, envelope.count, again, now)
         stats.heard_at = now
+        if again:
+            stats.duplicates += 1
+            return None
         if self._ours is not None and self._ours(envelope):
             return None
         stats.messages += 1
@@ -237,8 +248,8 @@ class FedmsgFeed:
         counts[error.reason.value] = counts.get(error.reason.value, 0) + 1
         self._refusals.refused(f"endpoint {stream.endpoint}", error.reason, str(error), now)
 
-    def _count(self, stream: FedmsgStream, signer: str, count: int, now: float) -> None:
-        missing = stream.counters.follow(signer, count)
+    def _count(self, stream: FedmsgStream, signer: str, count: int, again: bool, now: float) -> None:
+        missing = stream.counters.follow(signer, count, again=again)
         if not missing:
             return
         stream.stats.missing += missing

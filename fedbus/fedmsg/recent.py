@@ -20,39 +20,31 @@ class Recent:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._seen: dict[str, bytes] = {}
+        self._seen: dict[str, tuple[bytes, str]] = {}  # id -> digest of what was signed, signer
 
-    def is_known(self, envelope: Envelope) -> bool:
-        """Whether this very message was taken before, in which case nothing about it needs to be checked again."""
-        known = self._seen.get(envelope.id)
-        return known is not None and known == _digest(envelope.signed)
+    def known(self, envelope: Envelope) -> str:
+        """Return who has signed this very message, where it was taken before; then it need not be checked again."""
+        digest, signer = self._seen.get(envelope.id, (b"", ""))
+        return signer if digest and digest == _digest(envelope.signed) else ""
 
-    def take(self, envelope: Envelope) -> None:
-        """Note a validated message.
+    def take(self, envelope: Envelope, signer: str) -> bool:
+        """Note a validated message; return False where it was taken before.
 
         Raises:
             TrustError: Another one had the same id (``Reason.CONFLICT``).
         """
         digest = _digest(envelope.signed)
         known = self._seen.get(envelope.id)
-        if known is None:
-            self.remember(envelope.id, digest)
-        elif known and known != digest:
+        if known is not None and known[0] and known[0] != digest:
             raise TrustError(Reason.CONFLICT, f"another message had the id {envelope.id[:80]!a} before")
+        self.remember(envelope.id, digest, signer)
+        return known is None
 
-    def has(self, identifier: str) -> bool:
-        """Whether a message of that id was taken."""
-        return identifier in self._seen
-
-    def remember(self, identifier: str, digest: bytes = b"") -> None:
-        """Note an id, the newest one; of what came with it only the digest, if that is known."""
-        self._seen[identifier] = digest
+    def remember(self, identifier: str, digest: bytes = b"", signer: str = "") -> None:
+        """Note an id, the newest one; of what came with it the digest, if that is known."""
+        self._seen[identifier] = digest, signer
         while len(self._seen) > self._most:
             del self._seen[next(iter(self._seen))]
-
-    def forget(self, identifier: str) -> None:
-        """A message was not kept after all."""
-        self._seen.pop(identifier, None)
 
     def __len__(self) -> int:
         return len(self._seen)
@@ -104,11 +96,14 @@ class Counters:
 
     by_signer: dict[str, Counter] = field(default_factory=dict)
 
-    def follow(self, signer: str, count: int) -> int:
-        """Take one message's ``i``; return how many of the same signer are now known to be missing."""
+    def follow(self, signer: str, count: int, *, again: bool = False) -> int:
+        """Take one message's ``i``; return how many of the same signer are now known to be missing.
+
+        *again* says that the message came before, from elsewhere: an old one that somebody replays tells nothing.
+        """
         counter = self.by_signer.get(signer)
         if counter is None:
             if len(self.by_signer) >= _SIGNERS:
                 return 0
             counter = self.by_signer[signer] = Counter()
-        return counter.follow(count)
+        return 0 if again and count <= counter.last else counter.follow(count)

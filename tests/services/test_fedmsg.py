@@ -1,0 +1,430 @@
+"""fedbus and the real fedmsg 1.1.7, both ways: publishers, tail, moksha hub, relay, gateway, bridge."""
+
+from __future__ import annotations
+
+import ast
+import json
+import signal
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fedbus import Bus, Message
+from fedbus.config.init import create, free_ports
+from fedbus.fedmsg import codec
+from fedbus.fedmsg.signer import FedmsgSigner
+from fedbus.monitor.text import parse
+from tests.conftest import Running
+from tests.services.fedmsg_site import HOST, Publishing, Site, fedmsg_python
+from tests.support import wait_until
+
+PATIENCE = 60.0
+
+
+@pytest.fixture(scope="session")
+def python() -> Path:
+    return fedmsg_python()
+
+
+@pytest.fixture
+def site(tmp_path: Path, python: Path, spawn: Callable[..., Running]) -> Site:
+    return Site(tmp_path, python, spawn)
+
+
+class Ours:
+    """A fedbus beside the site, whose configuration is written when a bus is opened."""
+
+    def __init__(self, site: Site, *endpoints: str) -> None:
+        self.folder = site.folder / "bus"
+        self.site = site
+        create(self.folder, endpoints or ("koji.build01",))
+        self.fedmsg: dict[str, Any] = {
+            "ca": str(site.pki.folder / "ca.crt"),
+            "crl": str(site.pki.folder / "crl.pem"),
+            "routing_nitpicky": False,
+        }
+        self.endpoints: dict[str, Any] = {}
+        self.more: dict[str, Any] = {}
+        self._opened: list[Bus] = []
+
+    def add(self, name: str, port: int, stem: str = "") -> None:
+        """An endpoint that speaks fedmsg."""
+        self.endpoints[name] = {"publish": f"tcp://127.0.0.1:{port}", "wire": "fedmsg"}
+        if stem:
+            pki = self.site.pki.folder
+            self.endpoints[name] |= {"certificate": str(pki / f"{stem}.crt"), "key": str(pki / f"{stem}.key")}
+
+    def write(self) -> Path:
+        whole = {"fedmsg": self.fedmsg, "endpoints": self.endpoints, **self.more}
+        path = self.folder / "50-fedmsg.yaml"
+        path.touch(mode=0o600)
+        path.write_text(yaml.safe_dump(whole))
+        return self.folder
+
+    def open(self) -> Bus:
+        self._opened.append(Bus.open(self.write()))
+        return self._opened[-1]
+
+    def close(self) -> None:
+        for one in self._opened:
+            one.close()
+
+
+@pytest.fixture
+def ours(site: Site) -> Iterator[Ours]:
+    made = Ours(site)
+    yield made
+    made.close()
+
+
+def take(subscriber: Any, count: int) -> list[Message]:
+    found: list[Message] = []
+    wait_until(lambda: found.extend(subscriber.receive(0.1)) or len(found) >= count, PATIENCE, f"{count} messages")
+    return found
+
+
+def numbers(subscriber: Any, count: int) -> list[int]:
+    """Return the numbers of the next *count* messages that have one."""
+    found: list[int] = []
+
+    def more() -> bool:
+        found.extend(one.body["n"] for one in subscriber.receive(0.1) if "n" in one.body)
+        return len(found) >= count
+
+    wait_until(more, PATIENCE, f"{count} messages with numbers")
+    return found
+
+
+def heard(subscriber: Any, publish: Publishing) -> None:
+    """Publish until something is heard: PUB and SUB take a moment to find each other."""
+
+    def once() -> bool:
+        publish({"topic": "hello", "msg": {}})
+        return bool(subscriber.receive(0.2))
+
+    wait_until(once, PATIENCE, "the first message")
+    while subscriber.receive(0.3):
+        pass
+
+
+def lines(running: Running) -> list[dict[str, Any]]:
+    """Return the messages in lines of stdout, which are JSON, or what Python writes."""
+    found = [line for line in running.out.split("\n")[:-1] if line.startswith("{")]
+    return [json.loads(line) if line.startswith('{"') else ast.literal_eval(line) for line in found]
+
+
+def test_fedbus_reads_a_real_publisher_and_checks_what_it_signs(site: Site, ours: Ours) -> None:
+    (port,) = free_ports(1)
+    publish = site.publisher("koji", port)
+    ours.add("koji.old01", port)
+    with ours.open() as bus, bus.subscribe("koji.package") as subscriber:
+        wide = bus.subscribe("koji")
+        heard(wide, publish)
+        body = {
+            "package": "bash",
+            "name": "Zoë 😀",
+            "ratio": 1e-07,
+            "big": 2**53,
+            "deep": {"b": [1, None, True], "a": 0.1},
+        }
+        publish({"topic": "package.build", "msg": body})
+        (message,) = take(subscriber, 1)
+        assert message.body == body
+        assert (message.topic, message.endpoint) == ("org.example.dev.koji.package.build", "koji.old01")
+        assert (message.wire, message.signer) == ("fedmsg", "koji")
+        assert message.id.endswith(message.epoch)
+        assert message.sequence == message.attributes["fedmsg"]["i"] > 1
+        assert message.record()["wire"] == "fedmsg"
+        assert json.loads(message.sealed)["signature"]
+        assert not bus.fedmsg_validator.rejections
+
+
+def test_the_real_tail_and_a_real_hub_take_what_fedbus_publishes(site: Site, ours: Ours) -> None:
+    (port,) = free_ports(1)
+    site.pki.issue("koji-new")
+    site.config["endpoints"]["koji.new"] = [f"tcp://127.0.0.1:{port}"]
+    site.config["routing_policy"] = {"org.example.dev.koji.package.build": ["koji-new"]}
+    site.config["routing_nitpicky"] = True
+    ours.add("koji.new", port, "koji-new")
+    bus = ours.open()
+    tail, hub = site.tail("--validate"), site.start("hub", stdin=None)
+    publisher = bus.publisher("koji.new")
+    assert publisher.wait_for_subscribers(2, PATIENCE)
+    body = {"package": "bash", "name": "Zoë 😀", "ratio": 1e-07, "list": [1, 2.5, None], "text": 'a"b\\c\n'}
+    receipts = [publisher.publish("package.build", {**body, "n": number}) for number in range(5)]
+    publisher.publish("not.allowed", {"n": 99})
+    receipts.append(publisher.publish("package.build", {**body, "n": 5}))
+    assert receipts[0].sequence == 1 and receipts[0].subscriptions >= 2
+    for running in (tail, hub):
+        wait_until(lambda one=running: len(lines(one)) >= 6, PATIENCE, "six messages")
+        found = lines(running)
+        assert [one["msg"]["n"] for one in found] == [0, 1, 2, 3, 4, 5]
+        assert [one["msg_id"] for one in found] == [one.id for one in receipts]
+        assert found[0]["msg"] == {**body, "n": 0}
+        assert found[0]["topic"] == "org.example.dev.koji.package.build"
+
+
+def test_what_came_through_a_real_relay_and_gateway_is_read_once(site: Site, ours: Ours) -> None:
+    inbound, outbound, gateway = free_ports(3)
+    site.config["relay_inbound"] = [f"tcp://127.0.0.1:{inbound}"]
+    site.config["endpoints"]["relay_outbound"] = [f"tcp://127.0.0.1:{outbound}"]
+    site.config["fedmsg.consumers.gateway.port"] = gateway
+    site.config["fedmsg.consumers.gateway.high_water_mark"] = 1000
+    site.pki.issue("koji")
+    site.start("run", "fedmsg.commands.relay:relay", stdin=None)
+    site.start("run", "fedmsg.commands.gateway:gateway", stdin=None)
+    site.config["certnames"][f"shell.{HOST}"] = "koji"
+    site.write()
+    publish = Publishing(site.start("publish", json.dumps({"name": "relay_inbound", "active": True})))
+    ours.add("relay.host01", outbound)
+    ours.add("gateway.host01", gateway)
+    bus = ours.open()
+    relay = bus.subscribe(endpoints=["relay.host01"])
+    far = bus.subscribe(endpoints=["gateway.host01"])
+    both = bus.subscribe()
+    for one in (relay, far):
+        heard(one, publish)
+    heard(both, publish)
+    publish(*[{"topic": "package.build", "msg": {"n": number}} for number in range(3)])
+    assert numbers(relay, 3) == [0, 1, 2]
+    assert numbers(far, 3) == [0, 1, 2]
+    once = numbers(both, 3)
+    feed = both.foreign
+    counts = [stream.stats for stream in feed.streams.values()]
+    wait_until(lambda: both.receive(0.05) or sum(one.duplicates for one in counts) >= 3, PATIENCE, "duplicates")
+    assert once == [0, 1, 2]
+
+
+@pytest.mark.badinput("B1")
+@pytest.mark.badinput("B20")
+@pytest.mark.badinput("B29")
+@pytest.mark.badinput("B32")
+def test_no_hostile_message_ends_a_reader_and_each_is_counted_under_its_reason(site: Site, ours: Ours) -> None:
+    (port,) = free_ports(1)
+    site.pki.issue("koji")
+    ours.add("koji.old01", port)
+    signer = FedmsgSigner.load(site.pki.folder / "koji.crt", site.pki.folder / "koji.key")
+    bus = ours.open()
+    topic = "org.example.dev.koji.package.build"
+    now = int(site.pki.now.timestamp())
+
+    def fields(number: int, at: int = now) -> dict[str, Any]:
+        identifier = f"2026-00000000-0000-4000-8000-{number:012d}"
+        return {
+            "topic": topic,
+            "msg": {"n": number},
+            "msg_id": identifier,
+            "timestamp": at,
+            "i": number,
+            "username": "x",
+        }
+
+    good = signer.sign(fields(1))
+    head = topic.encode()
+    bad = json.loads(good)
+    cases = [
+        ((head, codec.canonical({**bad, "certificate": "Z2FyYmFnZQ==\n"})), "certificate"),
+        ((good,), "frames"),
+        ((head, good, b"more"), "frames"),
+        ((head, b"not json"), "json"),
+        ((b"\xff\xfe", good), "encoding"),
+        ((head, b"null"), "json"),
+        ((head, b"[1, 2]"), "json"),
+        ((head, codec.canonical(fields(2))), "unsigned"),
+        ((b"org.example.dev.bodhi.update", good), "topic-mismatch"),
+        ((head, signer.sign(fields(3, now - 90_000))), "stale"),
+        ((head, codec.canonical({**bad, "msg": {"n": 7}})), "signature"),
+        ((head, codec.canonical({**bad, "signature": bad["signature"].replace("\n", "", 1)[:-8]})), "signature"),
+        ((head, codec.canonical({**bad, "crypto": "gpg"})), "algorithm"),
+    ]
+    sender = Publishing(site.start("frames", json.dumps({"address": f"tcp://127.0.0.1:{port}"})))
+    with bus.subscribe() as subscriber:
+        subscriber.receive(0.1)
+        sender("wait")
+        sender.frames(*[frames for frames, _ in cases], (head, good), (head, good), (head, signer.sign(fields(9))))
+        messages = take(subscriber, 2)
+        assert [one.body["n"] for one in messages] == [1, 9]
+        stats = subscriber.foreign.streams["koji.old01"].stats
+        expected: dict[str, int] = {}
+        for _, reason in cases:
+            expected[reason] = expected.get(reason, 0) + 1
+        assert stats.refused == expected
+        assert stats.duplicates == 1
+
+
+def test_the_same_id_with_another_body_is_refused(site: Site, ours: Ours) -> None:
+    (port,) = free_ports(1)
+    site.pki.issue("koji")
+    ours.add("koji.old01", port)
+    signer = FedmsgSigner.load(site.pki.folder / "koji.crt", site.pki.folder / "koji.key")
+    bus = ours.open()
+    topic = "org.example.dev.koji.package.build"
+    base = {"topic": topic, "msg_id": "2026-a", "timestamp": int(site.pki.now.timestamp()), "i": 1}
+    sender = Publishing(site.start("frames", json.dumps({"address": f"tcp://127.0.0.1:{port}"})))
+    with bus.subscribe() as subscriber:
+        subscriber.receive(0.1)
+        sender("wait")
+        sender.frames(*[(topic.encode(), signer.sign({**base, "msg": {"n": number}})) for number in (1, 2)])
+        sender.frames((topic.encode(), signer.sign({**base, "msg_id": "2026-b", "msg": {"n": 3}})))
+        assert [one.body["n"] for one in take(subscriber, 2)] == [1, 3]
+        assert subscriber.foreign.streams["koji.old01"].stats.refused == {"conflict": 1}
+
+
+def test_fedbus_and_fedmsg_agree_on_every_message(site: Site, ours: Ours) -> None:
+    site.pki.issue("koji")
+    gone = site.pki.issue("gone")
+    site.pki.revoked.append(gone.serial_number)
+    site.pki.write_list()
+    site.config["routing_policy"] = {"org.example.dev.a.b": ["koji"], "org.example.dev.a.c": ["other"]}
+    site.config["routing_nitpicky"] = True
+    site.write()
+    pki = site.pki.folder
+    koji = FedmsgSigner.load(pki / "koji.crt", pki / "koji.key")
+    revoked = FedmsgSigner.load(pki / "gone.crt", pki / "gone.key")
+
+    def fields(topic: str, **more: Any) -> dict[str, Any]:
+        return {
+            "topic": f"org.example.dev.{topic}",
+            "msg": {"f": 1e22, "é": "€"},
+            "msg_id": "x",
+            "timestamp": 1.5,
+            **more,
+        }
+
+    texts = [
+        koji.sign(fields("a.b")),
+        koji.sign(fields("a.b", msg={"a": 1e16, "b": 123456789.123, "c": -0.0, "d": 1e-5, "e": "\u2028\U0001f600"})),
+        koji.sign(fields("a.c")),
+        koji.sign(fields("a.unlisted")),
+        revoked.sign(fields("a.b")),
+        koji.sign(fields("a.b")).replace(b'"msg_id":"x"', b'"msg_id":"y"'),
+        koji.sign(fields("a.b", headers={"x": 1}, extra=[1])),
+    ]
+    path = site.folder / "messages"
+    path.write_bytes(b"\n".join(texts) + b"\n")
+    running = site.start("validate", str(path), stdin=None)
+    assert running.wait(PATIENCE) == 0
+    theirs = [json.loads(line) for line in running.out.splitlines()]
+    ours.fedmsg |= {
+        "routing_nitpicky": True,
+        "routing_policy": {topic: list(signers) for topic, signers in site.config["routing_policy"].items()},
+    }
+    bus = ours.open()
+
+    def verdict(text: bytes) -> bool:
+        envelope = codec.from_fields(codec.decode(text, bus.settings.limits), text)
+        try:
+            bus.fedmsg_validator.check(envelope)
+        except Exception:
+            return False
+        return True
+
+    assert [verdict(text) for text in texts] == theirs == [True, True, False, False, False, False, True]
+
+
+def test_the_bridge_carries_a_fedmsg_bus_in_and_ours_out_each_message_once(
+    site: Site, ours: Ours, spawn: Callable[..., Running]
+) -> None:
+    port, out_port, http = free_ports(3)
+    create(ours.folder, ("koji.build01", "fedmsg.bridge01"), force=True)
+    site.pki.issue("bridge")
+    site.config["endpoints"]["fedbus.out"] = [f"tcp://127.0.0.1:{out_port}"]
+    publish = site.publisher("bodhi", port)
+    ours.add("bodhi.old01", port)
+    ours.add("fedmsg.out01", out_port, "bridge")
+    ours.more = {
+        "policy": [{"signer": "fedmsg.bridge01", "topics": ["#"]}],
+        "bridge": {"fedmsg": {"endpoint": "fedmsg.bridge01", "publish": "fedmsg.out01", "settle": 0.5}},
+    }
+    folder = ours.write()
+    bridge = spawn("bridge", "fedmsg", "--http", f"127.0.0.1:{http}", config=folder)
+    bridge.wait_for("ready")
+    tail = site.tail("--validate")
+    bus = ours.open()
+    with bus.subscribe("bodhi", "koji", endpoints=["fedmsg.bridge01", "koji.build01"]) as subscriber:
+        koji = bus.publisher("koji.build01")
+
+        def both() -> bool:
+            publish({"topic": "hello", "msg": {}, "modname": "bodhi"})
+            koji.publish("hello.start", {})
+            return "koji.hello.start" in tail.out and bool(subscriber.receive(0.2))
+
+        wait_until(both, PATIENCE, "both directions")
+        publish(*[{"topic": "update.comment", "msg": {"n": number}, "modname": "bodhi"} for number in range(20)])
+        found: list[Message] = []
+
+        def all_in() -> bool:
+            found.extend(one for one in subscriber.receive(0.1) if "n" in one.body)
+            return len(found) >= 20
+
+        wait_until(all_in, PATIENCE, "twenty messages")
+        for number in range(20):
+            koji.publish("package.build", {"n": number})
+        wait_until(lambda: tail.out.count("koji.package.build'") >= 20, PATIENCE, "twenty messages at the tail")
+    assert [one.body["n"] for one in found] == list(range(20))
+    first = found[0]
+    assert (first.topic, first.endpoint, first.wire) == (
+        "org.example.dev.bodhi.update.comment",
+        "fedmsg.bridge01",
+        "native",
+    )
+    assert first.attributes["fedmsgsigner"] == "bodhi"
+    assert [one.sequence for one in found] == list(range(first.sequence, first.sequence + 20))
+    sent = [one for one in lines(tail) if one["topic"] == "org.example.dev.koji.package.build"]
+    assert [one["msg"]["n"] for one in sent] == list(range(20))
+    assert [one for one in lines(tail) if one["topic"].startswith("org.example.dev.bodhi") and "fedbus" in one] == []
+    text = urllib.request.urlopen(f"http://127.0.0.1:{http}/metrics", timeout=10).read().decode()
+    figures = {name + labels.get("direction", ""): value for name, labels, value in parse(text)}
+    assert figures["fedbus_bridge_carried_totalin"] >= 20
+    assert figures["fedbus_bridge_carried_totalout"] >= 20
+    bridge.send(signal.SIGTERM)
+    assert bridge.wait() == 0
+    assert "Traceback" not in bridge.err
+
+
+def test_what_a_bridge_has_carried_is_known_again_after_it_was_killed(
+    site: Site, ours: Ours, spawn: Callable[..., Running]
+) -> None:
+    (port,) = free_ports(1)
+    create(ours.folder, ("koji.build01", "fedmsg.bridge01"), force=True)
+    site.pki.issue("koji")
+    ours.add("koji.old01", port)
+    ours.more = {"policy": [{"signer": "fedmsg.bridge01", "topics": ["#"]}]}
+    folder = ours.write()
+    signer = FedmsgSigner.load(site.pki.folder / "koji.crt", site.pki.folder / "koji.key")
+    topic = "org.example.dev.koji.package.build"
+
+    def message(number: int) -> tuple[bytes, bytes]:
+        stamp = int(site.pki.now.timestamp())
+        fields = {"topic": topic, "msg": {"n": number}, "msg_id": f"2026-{number}", "timestamp": stamp, "i": number}
+        return topic.encode(), signer.sign(fields)
+
+    sender = Publishing(site.start("frames", json.dumps({"address": f"tcp://127.0.0.1:{port}"})))
+    command = ("bridge", "fedmsg", "--endpoint", "fedmsg.bridge01")
+    bridge = spawn(*command, config=folder)
+    sender("wait")
+    sender.frames(*map(message, range(1, 6)))
+    bus = ours.open()
+    with bus.subscribe(since="beginning", endpoints=["fedmsg.bridge01"]) as subscriber:
+        assert numbers(subscriber, 5) == [1, 2, 3, 4, 5]
+        bridge.send(signal.SIGKILL)
+        bridge.wait()
+        http = free_ports(1)[0]
+        bridge = spawn(*command, "--http", f"127.0.0.1:{http}", config=folder)
+        wait_until(lambda: "subscribed" in sender.running.out, PATIENCE)
+        sender("wait", "wait")  # the end of the first subscription, and the second one
+        sender.frames(*map(message, (2, 5, 9, 10, 11, 12)))
+        assert numbers(subscriber, 4) == [9, 10, 11, 12]
+
+        def missing() -> float:
+            text = urllib.request.urlopen(f"http://127.0.0.1:{http}/metrics", timeout=10).read().decode()
+            found = [value for name, _, value in parse(text) if name == "fedbus_fedmsg_missing_total"]
+            return found[0]
+
+        assert missing() == 3  # 6, 7 and 8 were sent while nobody was there, as their numbers tell
+        bridge.send(signal.SIGTERM)
+        assert bridge.wait() == 0
