@@ -114,7 +114,7 @@ class Trigger(Consumer):
                     "quiet": _DURATION,
                     "longest": _DURATION,
                     "by": {"type": "string", "maxLength": 255},
-                    "state": {"type": "string", "pattern": "^/"},
+                    "state": {"type": "string", "pattern": "^[^\\x00]+$"},
                     "attempts": {"type": "integer", "minimum": 1, "maximum": 1000},
                     "concurrency": {"type": "integer", "minimum": 1, "maximum": 64},
                 },
@@ -306,7 +306,7 @@ class _Debounced:
         self._quiet = _seconds("debounce.quiet", quiet)
         self._longest = max(self._quiet, _seconds("debounce.longest", 10 * self._quiet if longest is None else longest))
         self._by = by
-        self._path = Path(state)
+        self._path = Path(state)  # a relative one is below the bus's state folder, which is known at the start
         self._attempts = attempts
         self._concurrency = concurrency
         self._changed = threading.Condition()
@@ -316,6 +316,12 @@ class _Debounced:
         self._store: sqlite3.Connection | None = None
 
     def start(self) -> None:
+        if not self._path.is_absolute():
+            if self._trigger.state is None:
+                raise ValueError(
+                    f"settings.debounce.state: {self._path} is relative to no folder; write the whole path"
+                )
+            self._path = self._trigger.state / self._path
         self._store = store = _open_store(self._path)
         now = time.monotonic()
         self._stopping = False

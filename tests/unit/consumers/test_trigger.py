@@ -261,6 +261,17 @@ def test_what_waits_for_quiet_outlives_the_hub(trigger, tmp_path):
     wait_until(lambda: lines(got) == ["1 bash"], 30)
 
 
+def test_a_relative_file_is_below_the_state_folder_of_the_bus(trigger, tmp_path):
+    one = Trigger(command=["true"], debounce={"quiet": 600, "state": "state.db"})
+    with pytest.raises(ValueError, match="relative to no folder; write the whole path"):
+        one.start()
+    one.stop()
+    one.state = tmp_path
+    one.start()
+    one.stop()
+    assert waiting(tmp_path) == 0
+
+
 def test_a_debounced_command_that_fails_is_tried_again_so_many_times_and_then_given_up(trigger, tmp_path, caplog):
     got = tmp_path / "got"
     one = trigger(NOTE, str(got), debounce={"quiet": 0, "attempts": 2, "state": str(tmp_path / "state.db")})
