@@ -9,7 +9,7 @@ SOAK_SECONDS ?= 3600
 SOAK_KILLS ?= 0
 SOAK_SEED ?= 0
 
-.PHONY: help install demo test lint types bench docs soak clean
+.PHONY: help install demo test lint types bench docs man soak clean
 
 help:  ## show these targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -41,6 +41,12 @@ bench: install  ## measure, beside raw pyzmq and peers (QUICK=1: two minutes)
 docs: install  ## build the documentation into doc/_build/html
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	$(BIN)/sphinx-build -W --keep-going -q -b html doc doc/_build/html
+
+man: install  ## write the manual pages, and what completes commands in shells, anew from the commands themselves
+	rm -rf doc/man fedbus/data/completion
+	mkdir -p doc/man
+	$(BIN)/fedbus man --write build/man && cp build/man/man1/*.1 doc/man/
+	$(BIN)/fedbus completion --write fedbus/data/completion
 
 soak: install  ## a long random run with faults of all kinds (SOAK_SECONDS=3600, SOAK_SEED=), or SOAK_KILLS=1000
 	FEDBUS_FAULT_SECONDS=60 $(BIN)/python -m pytest tests/processes/test_stopped.py tests/processes/test_real_disk.py tests/network/test_cable.py

@@ -115,8 +115,8 @@ def _arguments_and_options(command: click.Command, context: click.Context, headi
         yield heading
     for names, text in records:
         shown = re.sub(
-            r"--?[a-z][a-z0-9-]*|[^-]+|-",
-            lambda match: f"\\fB{plain(match[0])}\\fR" if re.match("--?[a-z]", match[0]) else _metavars(match[0]),
+            r"--?[A-Za-z][A-Za-z0-9-]*|[^-]+|-",
+            lambda match: f"\\fB{plain(match[0])}\\fR" if re.match("--?[A-Za-z]", match[0]) else _metavars(match[0]),
             names,
         )
         yield from _term(shown, text)
