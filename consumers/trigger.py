@@ -318,9 +318,7 @@ class _Debounced:
     def start(self) -> None:
         if not self._path.is_absolute():
             if self._trigger.state is None:
-                raise ValueError(
-                    f"settings.debounce.state: {self._path} is relative to no folder; write the whole path"
-                )
+                raise ValueError(f"settings.debounce.state: {self._path} is below no folder; write the whole path")
             self._path = self._trigger.state / self._path
         self._store = store = _open_store(self._path)
         now = time.monotonic()
@@ -395,7 +393,7 @@ class _Debounced:
                     waiting.first_at = now  # something came meanwhile, and has set its own time
                 elif pause is not None:
                     waiting.due_at = now + pause
-                elif not self._stopping:
+                else:
                     with contextlib.suppress(Retry):  # it runs once more after the next start then
                         self._write("DELETE FROM waiting WHERE key = ?", key)
                     del self._waiting[key]

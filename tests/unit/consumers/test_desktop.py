@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import xml.etree.ElementTree as ElementTree
 from typing import Any
 
@@ -12,6 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedbus import MessageError, Retry, Text, Texts
+from fedbus.hub.options import ConsumerSettings
+from fedbus.hub.registry import find
 from tests.unit.consumers.messages import message
 
 CAPABILITIES = st.frozensets(st.sampled_from(["body", "body-markup", "actions", "body-hyperlinks", "persistence"]))
@@ -107,6 +110,14 @@ def test_settings_that_cannot_be_are_told_when_the_consumer_is_made(settings, er
     jsonschema.validate(settings, Desktop.schema)
     with pytest.raises(error):
         Desktop(**settings)
+
+
+def test_without_the_library_the_consumer_is_not_loaded_and_the_error_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "dbus_fast", None)  # what cannot be imported
+    monkeypatch.delitem(sys.modules, "fedbus_consumers.desktop")
+    wanted = ConsumerSettings(name="desktop", use="fedbus_consumers.desktop", origin="bus.yaml:7")
+    (problem,) = find({"desktop": wanted}).problems
+    assert "pip install 'fedbus[desktop]'" in problem
 
 
 def test_the_first_rule_for_a_topic_counts(monkeypatch):

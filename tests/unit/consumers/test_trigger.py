@@ -213,6 +213,18 @@ def test_commands_of_several_workers_run_at_the_same_time(trigger, tmp_path):
         assert not worker.is_alive()
 
 
+def test_nothing_is_left_open_by_commands_that_have_ended(trigger):
+    one = trigger("import sys; sys.exit(1)", timeout=30)
+    for _ in range(3):
+        with pytest.raises(CommandFailed):
+            one.consume(message({}))
+        before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(20):
+        with pytest.raises(CommandFailed):
+            one.consume(message({}))
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before
+
+
 def alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
@@ -263,7 +275,7 @@ def test_what_waits_for_quiet_outlives_the_hub(trigger, tmp_path):
 
 def test_a_relative_file_is_below_the_state_folder_of_the_bus(trigger, tmp_path):
     one = Trigger(command=["true"], debounce={"quiet": 600, "state": "state.db"})
-    with pytest.raises(ValueError, match="relative to no folder; write the whole path"):
+    with pytest.raises(ValueError, match="below no folder; write the whole path"):
         one.start()
     one.stop()
     one.state = tmp_path
