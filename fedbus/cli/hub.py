@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,9 +16,12 @@ from fedbus.bus import Bus, parse_since
 from fedbus.cli.common import examples, http_address, notice, set_up_logs
 from fedbus.cli.service import Service
 from fedbus.clock import SystemClock
-from fedbus.config.settings import ConfigWatcher
+from fedbus.config.settings import ConfigWatcher, Settings
+from fedbus.errors import ConfigError
 from fedbus.hub.hub import Hub
-from fedbus.hub.registry import find
+from fedbus.hub.options import HubOptions
+from fedbus.hub.registry import Found, find
+from fedbus.hub.roster import Renewed, discard
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +33,7 @@ _EXAMPLES = examples(
 )
 # Threads take turns at least this often: else one that computes holds up those that wait for sockets, 5 ms each time
 _SWITCH_SECONDS = 0.0005
+_OURS = ("consumers", "hub")  # sections that SIGHUP puts in force
 
 
 def _when(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
@@ -70,7 +75,8 @@ def hub(
 
     A consumer that cannot be loaded or fails does not keep the others from running; /ready and the log say why.
     SIGTERM lets consumers finish the message in hand and ends with exit code 0, a second one ends at once; SIGHUP has
-    the configuration read again.
+    the configuration read again: consumers that were added start, those that were removed or changed finish what they
+    have in hand, and what cannot be used is refused as a whole.
     """
     with Service() as service:
         return _run(ctx.obj or {}, service, files, only, http, since, seconds)
@@ -89,20 +95,14 @@ def _run(
     watcher = ConfigWatcher(given.get("config"))
     settings = watcher.settings
     set_up_logs(given, level=settings.log.level, form=settings.log.format, daemon=True)
-    found = find(
-        settings.consumers,
-        folder=settings.hub.folder,
-        files=files,
-        only=only,
-        since=since,
-        origins=settings.origins,
-        limits=settings.limits,
-    )
+    chosen = _Chosen(watcher, files=files, only=only, since=since, http=http)
+    found = chosen.load(settings)
     for problem in found.problems:
         log.error("consumer not loaded: %s", problem)
-    options = replace(settings.hub, http=http) if http is not None else settings.hub
+    options = chosen.options(settings)
     with Bus(watcher) as bus:
-        daemon = bus.hub(found.consumers, options=options, problems=found.problems)
+        chosen.follow(bus)
+        daemon = bus.hub(found.consumers, options=options, problems=found.problems, renew=chosen.renew)
         with service.of(
             stop=daemon.stop,
             reload=daemon.reload,
@@ -119,6 +119,71 @@ def _run(
                     # threads in a consumer's call cannot be ended, and the bus cannot be closed around them
                     logging.shutdown()
                     _leave(daemon.exit_code if sys.exc_info()[0] is None else 1)
+
+
+class _Chosen:
+    """Which consumers run, by the configuration and the command line; again on SIGHUP."""
+
+    def __init__(
+        self,
+        watcher: ConfigWatcher,
+        *,
+        files: Sequence[str],
+        only: Sequence[str],
+        since: str | None,
+        http: str | None,
+    ) -> None:
+        self._watcher = watcher
+        self._files, self._only, self._since, self._http = files, only, since, http
+        self._failed: dict[str, str] = {}  # what those that could not be loaded are made of
+        self._bus: Bus | None = None
+
+    def options(self, settings: Settings) -> HubOptions:
+        """Return how the hub is to run."""
+        return settings.hub if self._http is None else replace(settings.hub, http=self._http)
+
+    def load(self, settings: Settings, running: Mapping[str, str] | None = None) -> Found:
+        """Load those that do not run, or run as something else.
+
+        Raises:
+            ConfigError: As `find`; and where others run, also if one that is new or was changed cannot be loaded.
+        """
+        found = find(
+            settings.consumers,
+            folder=settings.hub.folder,
+            files=self._files,
+            only=self._only,
+            since=self._since,
+            origins=settings.origins,
+            limits=settings.limits,
+            running=running,
+        )
+        if running is not None:
+            fresh = [name for name, made_of in found.failed.items() if self._failed.get(name) != made_of]
+            if fresh:
+                for enabled in found.consumers:
+                    discard(enabled)
+                raise ConfigError(found.problems)
+        self._failed = found.failed
+        return found
+
+    def follow(self, bus: Bus) -> None:
+        """Have the bus know that these sections are ours."""
+        bus.discovery.by_hangup = frozenset(_OURS)
+        self._bus = bus
+
+    def renew(self, running: Mapping[str, str]) -> Renewed:
+        """Return what to run by the files as they were read last. Raises ConfigError where they cannot be used."""
+        settings = self._watcher.settings
+        found = self.load(settings, running)
+        bus = self._bus
+        return Renewed(
+            kept=frozenset(found.kept),
+            consumers=found.consumers,
+            problems=found.problems,
+            options=self.options(settings),
+            in_force=lambda: bus.discovery.took_up(settings, _OURS) if bus is not None else None,
+        )
 
 
 def _say_ready(daemon: Hub, form: str, service: Service) -> None:

@@ -47,7 +47,8 @@ _RESTART = tuple(
 class Change:
     """What was taken up: the endpoints *before* and *after*, and the other sections that are in force at once.
 
-    *waiting* are sections that have changed and need a restart. *mended*: something was refused before this.
+    *waiting* are sections that have changed and need a restart, *asked* those that need a SIGHUP. *mended*: something
+    was refused before this.
     """
 
     cause: str  # "configuration" or "DNS"
@@ -55,6 +56,7 @@ class Change:
     after: Mapping[str, Endpoint]
     taken: tuple[str, ...] = ()
     waiting: tuple[str, ...] = ()
+    asked: tuple[str, ...] = ()
     mended: bool = False
 
     def endpoints(self, only: Collection[str] = ()) -> str:
@@ -87,6 +89,8 @@ class Logs:
         log.info("the configuration was read again%s; endpoints: %s%s", again, words, more)
         if change.waiting:
             log.warning("changed, and in force only after a restart: %s", ", ".join(change.waiting))
+        if change.asked:
+            log.warning("changed, and in force after SIGHUP: %s", ", ".join(change.asked))
 
     def refused(self, text: str) -> None:
         log.error("the changed configuration is refused as a whole, the old one stays in force: %s", text)
@@ -109,6 +113,7 @@ class Discovery:
         self.taken = 0  # times that files were taken up
         self.dns: DnsDiscovery | None = None
         self.listener: Listener = Logs()
+        self.by_hangup: frozenset[str] = frozenset()  # sections that the program takes up itself, when it is asked to
         self._clock = clock
         self._adopt = adopt
         self._files = self.settings  # in force, without what the DNS adds
@@ -171,6 +176,18 @@ class Discovery:
         finally:
             self._lock.release()
 
+    @property
+    def pending(self) -> bool:
+        """Whether the files are still to be read, after somebody asked for it."""
+        return self._forced
+
+    def took_up(self, settings: Settings, names: Iterable[str]) -> None:
+        """Note that the program has put the sections *names* of *settings*, as the files have them, in force."""
+        with self._lock:
+            changes: dict[str, Any] = {name: getattr(settings, name) for name in names}
+            self._files = replace(self._files, **changes)
+            self.settings = replace(self.settings, **changes)
+
     def following(self, only: Collection[str] | None = None) -> Following:
         """Return what a reader of the endpoints *only*, or of all, asks for changes."""
         return Following(self, only)
@@ -230,9 +247,9 @@ class Discovery:
             self._look_at = now + _SETTLE_SECONDS
             return
         self._seen = seen
-        self._read(watcher, now, patient=patient and not forced)
+        self._read(watcher, now, patient=patient and not forced, forced=forced)
 
-    def _read(self, watcher: ConfigWatcher, now: float, *, patient: bool) -> None:
+    def _read(self, watcher: ConfigWatcher, now: float, *, patient: bool, forced: bool) -> None:
         again = self._seen == self._refused_seen and now >= self._retry_at
         self._read_at = now
         self._retry_at = float("inf")
@@ -240,7 +257,7 @@ class Discovery:
             after = watcher.reload()
             if patient and watcher.look() != self._seen:
                 raise _Changing
-            self._take("configuration", after)
+            self._take("configuration", after, forced=forced)
         except (FedbusError, OSError) as error:
             if patient and watcher.look() != self._seen:
                 self._look_at = now + _SETTLE_SECONDS
@@ -258,7 +275,7 @@ class Discovery:
 
     # --- taking up ---------------------------------------------------------------------------------------------
 
-    def _take(self, cause: str, after: Settings) -> None:
+    def _take(self, cause: str, after: Settings, *, forced: bool = False) -> None:
         """Put *after*, as far as it can be while running, and the newest list of the DNS in force.
 
         Raises:
@@ -277,8 +294,10 @@ class Discovery:
             mended, self.refused = bool(self.refused), ""
             self.taken += 1
         self.version += 1
-        waiting = tuple(name for name in _RESTART if differs(getattr(files, name), getattr(after, name)))
-        self.listener.changed(Change(cause, before.endpoints, settings.endpoints, taken, waiting, mended))
+        changed = [name for name in _RESTART if differs(getattr(files, name), getattr(after, name))]
+        waiting = tuple(name for name in changed if name not in self.by_hangup)
+        asked = () if forced else tuple(name for name in changed if name in self.by_hangup)
+        self.listener.changed(Change(cause, before.endpoints, settings.endpoints, taken, waiting, asked, mended))
 
     def _dns_of(self, files: Settings) -> DnsDiscovery | None:
         """Return who asks the DNS as *files* say: who does so already, or a new one that is not started yet.
@@ -378,6 +397,10 @@ class HubWatch:
     @property
     def refused(self) -> str:
         return self._discovery.refused
+
+    @property
+    def pending(self) -> bool:
+        return self._discovery.pending
 
     def figures(self) -> DiscoveryFigures:
         return self._discovery.figures()

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from fedbus.errors import ConfigError
 from fedbus.hub.alone import Alone
 from fedbus.hub.calls import Stopped, where
 from fedbus.hub.consumer import Halt, Retry
@@ -67,7 +68,9 @@ class Delivery(threading.Thread):
         started_ms: int,
         options: HubOptions,
         on_halt: Callable[[str, Halt], None],
+        with_hub: bool = True,
     ) -> None:
+        """*with_hub*: it begins together with the hub and its intake."""
         super().__init__(name=f"fedbus-{enabled.name}", daemon=True)
         self.enabled = enabled
         self.stats = DeliveryStats()
@@ -80,7 +83,8 @@ class Delivery(threading.Thread):
         self.requeue_asked = False  # there are dead letters to be given again
         self.crew: Crew | None = None  # from `open_cursor` on
         self._source = source
-        self._filters = filters
+        self.filters = filters
+        self._with_hub = with_hub
         self._through = through
         self._started_ms = started_ms
         self._fault = ""  # why it gets nothing at the moment
@@ -117,6 +121,19 @@ class Delivery(threading.Thread):
             self.crew.kill()
         return isinstance(self.enabled.consumer, Isolated)
 
+    def in_words(self) -> str:
+        """Return what its workers have in a call, for people."""
+        return ", ".join(str(one.key) for one in self.currents if one is not None) or "its stop()"
+
+    def tell_of_deadline(self, seconds: float) -> None:
+        """Say in the log that it has not ended within *seconds*."""
+        log.warning(
+            "consumer %s has not finished %s within %g s; it will get the message again",
+            self.enabled.name,
+            self.in_words(),
+            seconds,
+        )
+
     def adopt(self, options: HubOptions) -> None:
         """Go on with other *options*, as far as they can change while it runs."""
         self.trying.options = options
@@ -129,11 +146,15 @@ class Delivery(threading.Thread):
 
         Raises:
             JournalError: The store cannot be used.
-            ValueError: The consumer's ``since`` is no place to begin.
+            ConfigError: The consumer's ``since`` is no place to begin.
         """
         found = self._source.store.load(self.cursor)
         if not found:
-            since, positions = self._source.parse_since(self.enabled.since)
+            enabled = self.enabled
+            try:
+                since, positions = self._source.parse_since(enabled.since)
+            except ValueError as error:
+                raise ConfigError(f"{enabled.origin or 'consumer'}: {enabled.name}: since: {error}") from error
             found = {SINCE: Position("", self._start_ms(since)), **positions}
             self._source.store.save(self.cursor, found)
         self._committed = dict(found)
@@ -260,7 +281,7 @@ class Delivery(threading.Thread):
     def _take(self, item: Item) -> None:
         endpoint, epoch = item.endpoint, item.epoch
         place = self._read.get(endpoint)
-        if place is None and item.joined and self._since_ms >= self._started_ms:
+        if place is None and item.joined and self._with_hub and self._since_ms >= self._started_ms:
             # both begin at the start of the hub
             place = self._read[endpoint] = Position(epoch, item.after)
         behind = self._behind.get(endpoint)
@@ -298,7 +319,7 @@ class Delivery(threading.Thread):
         if choice is None:
             if len(self._choices) >= _CHOICES:
                 self._choices.clear()
-            choice = self._choices[topic] = any(one.matches(topic) for one in self._filters)
+            choice = self._choices[topic] = any(one.matches(topic) for one in self.filters)
         return choice
 
     # --- from the journals -------------------------------------------------------------------------------------
@@ -334,7 +355,7 @@ class Delivery(threading.Thread):
             # an age, not a time: the publisher takes it from its own clock
             since = Since(age=(max(0.0, clock.wall() - self._since_ms / 1000), clock.monotonic()))
         self._own = self._source.subscribe(
-            chosen, self._filters, since=since, positions=positions, on_loss=self._on_loss
+            chosen, self.filters, since=since, positions=positions, on_loss=self._on_loss
         )
         self._own_readers = {reader.endpoint: reader for reader in self._own.readers()}
 

@@ -9,22 +9,20 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 
-from fedbus.errors import ConfigError, FedbusError, Fenced, MessageError
+from fedbus.errors import FedbusError, Fenced
 from fedbus.hub.consumer import Halt
 from fedbus.hub.delivery import Delivery
 from fedbus.hub.enabled import Enabled
-from fedbus.hub.feed import Feed
 from fedbus.hub.http import status_server
 from fedbus.hub.intake import Intake
 from fedbus.hub.options import HubOptions
+from fedbus.hub.roster import Renew, Roster, discard
 from fedbus.hub.source import Source
 from fedbus.hub.watch import Watch
 from fedbus.model.message import Message
-from fedbus.model.topic import TopicFilter
 from fedbus.monitor.discovery import DiscoveryFigures
 from fedbus.monitor.http import StatusServer
 from fedbus.transport.endpoint import Endpoint
-from fedbus.transport.state import Since
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +40,7 @@ class Hub:
     have something else to do, which then call ``tick`` now and then. *problems* are reasons why some consumer could not
     be loaded; *watch*, if given, is asked for a changed list of endpoints (with True: even if the files look the same),
     and returns None where nothing has changed. One that is a :class:`~fedbus.hub.watch.Watch` says why files are not in
-    force by itself, and has figures for the metrics.
+    force by itself, and has figures for the metrics. *renew* is asked, after :meth:`reload`, which consumers to run.
     """
 
     def __init__(
@@ -53,6 +51,7 @@ class Hub:
         options: HubOptions,
         problems: Sequence[str] = (),
         watch: Callable[[bool], Mapping[str, Endpoint] | None] | None = None,
+        renew: Renew | None = None,
     ) -> None:
         """Prepare a hub; nothing is opened yet.
 
@@ -60,24 +59,16 @@ class Hub:
             ConfigError: Two consumers have one name, or a filter is none.
         """
         self.source = source
-        self.options = options
+        self.roster = Roster(source, consumers, options=options, on_halt=self._on_halt)
         self.problems = list(problems)
         self.refused = ""  # why the configuration on disk is not in force
         self.exit_code = 0
-        self.deliveries: list[Delivery] = []
-        self.intake: Intake | None = None
         self.started_at = 0.0  # monotonic time of `start`
         self.beat_at = 0.0  # monotonic time of the last round of the hub's own thread
         self._watch = watch
-        self._consumers = list(consumers)
-        self._filters: dict[str, list[TopicFilter]] = {}
-        for one in self._consumers:
-            if one.name in self._filters:
-                raise ConfigError(f"two consumers are named {one.name!r}; give one of them another name")
-            try:
-                self._filters[one.name] = source.filters(one.topics)
-            except MessageError as error:
-                raise ConfigError(f"consumer {one.name!r}: {error}") from error
+        self._renew = renew
+        self._renewal_refused = ""  # why the consumers on disk do not run
+        self._renew_asked = False
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._stop_asked = False
         self._reload_asked = False
@@ -88,6 +79,7 @@ class Hub:
         self._dead_version: tuple[int, int] | None = None
         self._store_failure = ""
         self._store_said_at = float("-inf")
+        self._ending: list[Delivery] = []  # all that ran, from the end on
         self._busy: dict[tuple[str, int], tuple[Message, float]] = {}  # what each worker had in hand, and since when
         self._http: StatusServer | None = None
 
@@ -105,32 +97,9 @@ class Hub:
         # first of all: what is published from this moment on is delivered to new consumers
         started_ms, started = int(clock.wall() * 1000), clock.monotonic()
         self.started_at = self.beat_at = started
-        feeds = [Feed(messages=self.options.queue_messages, size=self.options.queue_bytes) for _ in self._consumers]
-        union = [one for filters in self._filters.values() for one in filters]
-        endpoints = self.source.endpoints.values() if self._consumers else []
-        self.intake = Intake(self.source, union, feeds, endpoints=endpoints, since=Since(age=(0.0, started)))
-        for enabled, feed in zip(self._consumers, feeds, strict=True):
-            delivery = Delivery(
-                enabled,
-                source=self.source,
-                filters=self._filters[enabled.name],
-                feed=feed,
-                through=self.intake.through,
-                started_ms=started_ms,
-                options=self.options,
-                on_halt=self._on_halt,
-            )
-            try:
-                delivery.open_cursor()
-            except ValueError as error:
-                raise ConfigError(f"{enabled.origin or 'consumer'}: {enabled.name}: since: {error}") from error
-            self.deliveries.append(delivery)
-        if self.options.http is not None:
-            self._http = status_server(self, self.options.http)
-            self._http.start()
-        for delivery in self.deliveries:
-            delivery.start()
-        self.intake.start()
+        self.roster.open(started_ms=started_ms, started=started)
+        self._http = self._serve(self.options)
+        self.roster.start()
 
     def run(self, *, seconds: float | None = None, on_ready: Callable[[], object] | None = None) -> int:
         """Start, deliver until :meth:`stop`, :class:`Halt` or *seconds* have passed, close; return the exit code.
@@ -170,7 +139,7 @@ class Hub:
         self._awake()
 
     def tick(self) -> None:
-        """Do what is due: write cursors, look at the configuration, see who is busy for too long."""
+        """Do what is due: write cursors, look at the configuration, start and stop consumers, see who is busy."""
         now = self.source.clock.monotonic()
         self.beat_at = now
         if now >= self._commit_at:
@@ -180,6 +149,9 @@ class Hub:
             self._watch_at = now + _WATCH_SECONDS
             forced, self._reload_asked = self._reload_asked, False
             self._look_at_configuration(forced)
+            if self._renew_asked:
+                self._look_at_consumers(now)
+        self.roster.turn(now)
         if now >= self._dead_at:
             self._dead_at = now + _DEAD_SECONDS
             self._look_at_dead_letters()
@@ -198,32 +170,25 @@ class Hub:
         self._closed = True
         clock = self.source.clock
         deadline = clock.monotonic() + self.options.drain_timeout
-        if self.intake is not None:
-            self.intake.stop()
-        for delivery in self.deliveries:
-            delivery.stop()
-        threads: list[threading.Thread] = [*self.deliveries]
+        ending = self.roster.stop()
+        threads: list[threading.Thread] = [*ending]
         if self.intake is not None:
             threads.append(self.intake)
         for thread in threads:
             if thread.ident is not None:
                 thread.join(max(0.0, deadline - clock.monotonic()))
-        for delivery in self.unfinished():
-            messages = [str(message.key) for message in delivery.currents if message is not None]
-            log.warning(
-                "consumer %s has not finished %s within %g s; it will get the message again",
-                delivery.enabled.name,
-                ", ".join(messages) or "its stop()",
-                self.options.drain_timeout,
-            )
-            if delivery.kill():
-                delivery.join(_KILL_SECONDS)
+        for delivery in ending:
+            if delivery.is_alive():
+                delivery.tell_of_deadline(self.options.drain_timeout)
+                if delivery.kill():
+                    delivery.join(_KILL_SECONDS)
+        self._ending = ending
         if self.intake is not None and self.intake.ident is None:
             self.intake.subscriber.close()
         self._commit(clock.monotonic(), last=True)
         if self._http is not None:
             self._http.stop()
-        for delivery in self.deliveries:
+        for delivery in ending:
             if not delivery.is_alive():
                 delivery.feed.close()
         # a late signal handler finds that there is nobody to wake
@@ -241,9 +206,24 @@ class Hub:
 
     def unfinished(self) -> list[Delivery]:
         """Return those whose consumer is still in a call; after :meth:`close` only ending the process ends them."""
-        return [delivery for delivery in self.deliveries if delivery.is_alive()]
+        return [delivery for delivery in self._ending or self.deliveries if delivery.is_alive()]
 
     # --- how it is ---------------------------------------------------------------------------------------------
+
+    @property
+    def options(self) -> HubOptions:
+        """What is in force."""
+        return self.roster.options
+
+    @property
+    def deliveries(self) -> list[Delivery]:
+        """The consumers that run."""
+        return self.roster.deliveries
+
+    @property
+    def intake(self) -> Intake | None:
+        """What reads for them; another one after a change of their filters."""
+        return self.roster.intake
 
     @property
     def http_address(self) -> str | None:
@@ -261,21 +241,25 @@ class Hub:
 
     def reasons(self) -> list[str]:
         """Return why the hub is not ready, or is ready only in part; empty when all is well."""
-        if self.intake is None:
+        intake = self.intake
+        if intake is None:
             return ["starting"]
         now = self.source.clock.monotonic()
         found = [f"not loaded: {problem}" for problem in self.problems]
         if self.refused:
             found.append(f"configuration refused: {self.refused}")
+        if self._renewal_refused:
+            found.append(f"configuration refused, consumers run as before: {self._renewal_refused}")
         if self._store_failure:
             found.append(f"cursors are not written: {self._store_failure}")
-        if self.intake.failure:
-            found.append(f"intake: {self.intake.failure}")
-        elif not self.intake.caught_up:
+        if intake.failure:
+            found.append(f"intake: {intake.failure}")
+        elif not intake.caught_up:
             found.append("intake: not caught up")
         if self._stop_asked or self._closed:
             found.append("stopping")
-        for delivery in self.deliveries:
+        found += self.roster.reasons()
+        for delivery in list(self.deliveries):
             enabled = delivery.enabled
             if delivery.failure:
                 found.append(f"consumer {enabled.name}: {delivery.failure}")
@@ -296,7 +280,7 @@ class Hub:
 
     def _commit(self, now: float, *, last: bool = False) -> None:
         failure = ""
-        for delivery in self.deliveries:
+        for delivery in self._ending or self.deliveries:
             try:
                 delivery.commit()
             except Fenced as error:
@@ -330,8 +314,51 @@ class Hub:
                 log.error("dead letters that are requeued have to wait: %s", error)
             self._dead_version = None
 
+    def _look_at_consumers(self, now: float) -> None:
+        """Take up other consumers and hub options, once the files were read after SIGHUP."""
+        watch = self._watch
+        if self._renew is None or (isinstance(watch, Watch) and watch.pending):
+            self._watch_at = now + _TICK
+            return
+        self._renew_asked = False
+        if self.refused:
+            return  # the files as a whole, and why was told
+        loaded: Sequence[Enabled] = ()
+        server = self._http
+        try:
+            renewed = self._renew(self.roster.made_of())
+            loaded = renewed.consumers
+            if renewed.options.http != self.options.http:
+                server = self._serve(renewed.options)  # before anything is changed: the port may be taken
+            told = self.roster.take_up(renewed, now=now)
+        except FedbusError as error:
+            if server is not None and server is not self._http:
+                server.stop()
+            for enabled in loaded:
+                discard(enabled)
+            self._renewal_refused = str(error)
+            log.error("the changed consumers are refused as a whole, those that run go on: %s", error)
+            return
+        before, self._http = self._http, server
+        if before is not None and before is not server:
+            before.stop()
+        renewed.in_force()
+        self._renewal_refused = ""
+        self.problems = list(renewed.problems)
+        self._dead_version = None  # look at those of new consumers
+        self._busy.clear()
+        log.info("consumers: %s", told or "the same")
+
+    def _serve(self, options: HubOptions) -> StatusServer | None:
+        if options.http is None:
+            return None
+        server = status_server(self, options.http)
+        server.start()
+        return server
+
     def _look_at_configuration(self, forced: bool) -> None:
         assert self._watch is not None
+        self._renew_asked |= forced and self._renew is not None
         try:
             endpoints = self._watch(forced)
         except FedbusError as error:
@@ -351,8 +378,7 @@ class Hub:
         if not (added or gone or moved):
             return
         self.source.version += 1
-        if self.intake is not None and self._consumers:
-            self.intake.update(endpoints.values())
+        self.roster.endpoints_changed(endpoints.values())
         log.debug("endpoints added: %d, removed: %d, moved: %d", len(added), len(gone), len(moved))
 
     def _wait(self, seconds: float) -> None:

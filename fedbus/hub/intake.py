@@ -25,7 +25,8 @@ _FAILED_PAUSE = 1.0
 class Intake(threading.Thread):
     """Reads the union of all consumers' filters from the start of the hub on, and puts it into their feeds.
 
-    ``through`` says for each stream up to where it was put; consumers read it to learn how far they have to come.
+    ``through`` says for each stream up to where it was put; consumers read it to learn how far they have to come. An
+    intake that is given that of another begins where that one ended. ``feeds`` may be replaced at any time.
     """
 
     def __init__(
@@ -36,12 +37,13 @@ class Intake(threading.Thread):
         *,
         endpoints: Iterable[Endpoint],
         since: Since,
+        through: dict[str, Position],
     ) -> None:
         super().__init__(name="fedbus-intake", daemon=True)
-        self.through: dict[str, Position] = {}
+        self.through = through
+        self.feeds = feeds
         self.failure = ""  # why reading does not work at the moment
         self._source = source
-        self._feeds = feeds
         self._readers: dict[str, StreamReader] = {}
         self._broken: set[str] = set()  # streams in which the intake missed something since its last item
         self._wanted: list[Endpoint] | None = None
@@ -49,7 +51,7 @@ class Intake(threading.Thread):
         self._stopping = False
         self.caught_up = False
         self.subscriber: Subscriber = source.subscribe(
-            endpoints, filters, since=since, positions={}, on_loss=self._on_loss
+            endpoints, filters, since=since, positions=dict(through), on_loss=self._on_loss
         )
         self._refresh_readers()
 
@@ -128,7 +130,7 @@ class Intake(threading.Thread):
     def _put(self, item: Item) -> None:
         # before the item is put: a consumer that attaches in between finds it covered by `through`, and asks for it
         self.through[item.endpoint] = Position(item.epoch, item.through)
-        for feed in self._feeds:
+        for feed in self.feeds:
             feed.put(item)
 
     def _look(self, *, idle: bool) -> None:

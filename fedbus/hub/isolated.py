@@ -150,6 +150,10 @@ class Isolated(Consumer):
         finally:
             self._end()
 
+    def discard(self) -> None:
+        """End the process, whose consumer was not started."""
+        self._end()
+
     def kill(self) -> None:
         """End the process at once, whatever it does; any thread may call this."""
         process = self._process

@@ -16,7 +16,7 @@ import stat
 import sys
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,10 @@ class Found:
 
     consumers: list[Enabled] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    kept: set[str] = field(default_factory=set)
+    """Those that run already, made of the same; they were not loaded again."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """What those that could not be loaded are made of, by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,19 +66,21 @@ def find(
     since: str | None = None,
     origins: Mapping[str, str] | None = None,
     limits: Limits | None = None,
+    running: Mapping[str, str] | None = None,
 ) -> Found:
     """Load the *configured* consumers and those in *files* (``FILE[:NAME]``), of these the ones named in *only*.
 
     *since* says where those without a cursor begin, in place of what they declare. *origins* maps the dotted keys of
-    the configuration to ``FILE:LINE``.
+    the configuration to ``FILE:LINE``. *running* says what those that run are made of: these are not loaded again.
 
     Raises:
         ConfigError: What was asked for by hand, in *files* or *only*, is not there or cannot be loaded; or there is no
             consumer at all.
     """
     found = Found()
-    asked = [*_from_files(files, since)]
-    names = {one.name for one in asked}
+    running = running or {}
+    asked = [*_from_files(files)]
+    names = {one.candidate.name for one in asked}
     for one in configured.values():
         if not one.enabled or (only and one.name not in only):
             continue
@@ -83,13 +89,17 @@ def find(
                 f"{one.origin}: consumer {one.name!r} is also in a file named with --consumer; rename one of them"
             )
             continue
+        made_of = _made_of(one, folder, since, limits)
+        if running.get(one.name) == made_of:
+            found.kept.add(one.name)
+            continue
         try:
-            found.consumers.append(
-                load_configured(one, folder=folder, since=since, origins=origins or {}, limits=limits or Limits())
-            )
+            loaded = load_configured(one, folder=folder, since=since, origins=origins or {}, limits=limits or Limits())
+            found.consumers.append(replace(loaded, made_of=made_of))
         except ConfigError as error:
             found.problems += error.problems
-    known = {one.name for one in asked} | set(configured)
+            found.failed[one.name] = made_of
+    known = names | set(configured)
     for name in only:
         if name not in known:
             raise ConfigError(
@@ -97,14 +107,36 @@ def find(
             )
         if name in configured and not configured[name].enabled and name not in names:
             raise ConfigError(f"--only {name}: {configured[name].origin} says enabled: false; change that")
-    found.consumers += [one for one in asked if not only or one.name in only]
+    for named in asked:
+        if only and named.candidate.name not in only:
+            continue
+        if running.get(named.candidate.name) == named.made_of:
+            found.kept.add(named.candidate.name)
+        else:
+            found.consumers.append(_enable_asked(named, since))
     _tell_of_unused(configured, folder)
-    if not found.consumers and not found.problems:
+    if not (found.consumers or found.kept or found.problems):
         raise ConfigError(
             "there is no consumer to run; enable one below `consumers:` in the configuration, or name a file with "
             "--consumer FILE.py"
         )
     return found
+
+
+def _made_of(wanted: ConsumerSettings, folder: Path | None, since: str | None, limits: Limits | None) -> str:
+    """Return what tells a consumer from itself after a change: its settings, and its source where that is a file.
+
+    A module is not loaded again by a running program, so what it holds does not count.
+    """
+    parts = {**asdict(replace(wanted, origin="")), "since of all": since, "limits": asdict(limits or Limits())}
+    name = wanted.use.partition(":")[0]
+    if folder is not None and "/" not in name and (name.endswith(".py") or "." not in name):
+        path = folder / (name if name.endswith(".py") else f"{name}.py")
+        try:
+            parts["source"] = hashlib.sha256(path.read_bytes()[: _FILE_BYTES + 1]).hexdigest()
+        except OSError:
+            parts["source"] = ""
+    return hashlib.sha256(repr(sorted(parts.items())).encode()).hexdigest()
 
 
 def _tell_of_unused(configured: Mapping[str, ConsumerSettings], folder: Path | None) -> None:
@@ -230,14 +262,24 @@ def _load_from_folder(folder: Path | None, name: str, where: str) -> types.Modul
 # --- what was named by hand ------------------------------------------------------------------------------------
 
 
-def _from_files(files: Iterable[str], since: str | None) -> Iterable[Enabled]:
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A consumer in a file that was named by hand."""
+
+    where: str
+    candidate: _Candidate
+    made_of: str
+
+
+def _from_files(files: Iterable[str]) -> Iterable[_Asked]:
     seen: dict[str, str] = {}
     for text in files:
         where = f"--consumer {text}"
         path, chosen = text, ""
         if not text.endswith(".py") and ".py:" in text:
             path, _, chosen = text.rpartition(":")
-        candidates = _candidates(_load(Path(path), where, guarded=False))
+        module = _load(Path(path), where, guarded=False)
+        candidates = _candidates(module)
         if chosen or not candidates:
             candidates = [_one(candidates, chosen, chosen, where)]
         for candidate in candidates:
@@ -246,15 +288,21 @@ def _from_files(files: Iterable[str], since: str | None) -> Iterable[Enabled]:
                     f"{where}: a consumer named {candidate.name!r} is in {seen[candidate.name]} too; rename one of them"
                 )
             seen[candidate.name] = text
-            batch = _batch(candidate.target, None, where)
-            yield Enabled(
-                name=candidate.name,
-                consumer=_build(candidate.target, {}, f"{where}: consumer {candidate.name!r}", batch),
-                topics=_topics(candidate.target, (), where),
-                since=since or _since(candidate.target),
-                batch=batch,
-                origin=where,
-            )
+            yield _Asked(where, candidate, f"{where} {hashlib.sha256(vars(module)['__source__']).hexdigest()}")
+
+
+def _enable_asked(asked: _Asked, since: str | None) -> Enabled:
+    where, target = asked.where, asked.candidate.target
+    batch = _batch(target, None, where)
+    return Enabled(
+        name=asked.candidate.name,
+        consumer=_build(target, {}, f"{where}: consumer {asked.candidate.name!r}", batch),
+        topics=_topics(target, (), where),
+        since=since or _since(target),
+        batch=batch,
+        origin=where,
+        made_of=asked.made_of,
+    )
 
 
 # --- modules ---------------------------------------------------------------------------------------------------

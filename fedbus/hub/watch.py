@@ -20,5 +20,9 @@ class Watch(Protocol):
     def refused(self) -> str:
         """Why the files are not in force as they are; empty when they are."""
 
+    @property
+    def pending(self) -> bool:
+        """Whether the files are still to be read, after they were asked for by *forced*."""
+
     def figures(self) -> DiscoveryFigures:
         """Return what a metric can be made of."""

@@ -395,7 +395,7 @@ def test_functions_take_lists_and_a_class_says_by_itself_that_it_takes_batches(b
     with bus.publisher(KOJI) as koji:
         publish(koji, 1, 30)
         hub = bus.hub([listed, store])
-        assert [one.batch for one in hub._consumers] == [Batch(10, 0.01), Batch(50, 0.05)]
+        assert [one.batch for one in hub.roster.consumers] == [Batch(10, 0.01), Batch(50, 0.05)]
         thread = threading.Thread(target=hub.run)
         thread.start()
         wait_until(lambda: sum(map(len, got)) == 30 and len(store.seen) == 30)
