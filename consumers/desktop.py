@@ -123,12 +123,14 @@ class Desktop(Consumer):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._server: _Server | None = None
+        self._connecting = asyncio.Lock()
 
     def start(self) -> None:
         """Begin; whether there is a desktop is found out with the first message."""
         self._rules = self._read_rules()
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
+            self._connecting = asyncio.Lock()
             self._thread = threading.Thread(target=self._loop.run_forever, name="desktop", daemon=True)
             self._thread.start()
 
@@ -264,12 +266,13 @@ class Desktop(Consumer):
         self._ending = False
 
     async def _connected(self) -> _Server:
-        server = self._server
-        if server is None or not server.bus.connected:
-            address = self.address or _session_bus()
-            self._on_closed(self._told_by)
-            server = self._server = await self._call(_Server.connect(address, self._open, self._on_closed))
-        return server
+        async with self._connecting:  # several workers share one connection
+            server = self._server
+            if server is None or not server.bus.connected:
+                self._on_closed(self._told_by)
+                address = self.address or _session_bus()
+                server = self._server = await self._call(_Server.connect(address, self._open, self._on_closed))
+            return server
 
     async def _call(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """Await it within the deadline; whatever goes wrong, the next call begins with a new connection."""
@@ -332,7 +335,7 @@ class _Server:
         able = frozenset(await self._ask(_NAME, _PATH, "GetCapabilities"))
         title, body, link = compose(text, able)
         actions = [_OPEN, "Open"] if link and "actions" in able else []
-        hints = {"urgency": Variant("y", rule.urgency), "desktop-entry": Variant("s", "fedbus")}
+        hints = {"urgency": Variant("y", rule.urgency)}
         values = ["fedbus", replaces, rule.icon, title, body, actions, hints, rule.expire]
         number: int = await self._ask(_NAME, _PATH, "Notify", "susssasa{sv}i", values)
         if actions:

@@ -45,6 +45,7 @@ _HEADER_BYTES = 16384  # of all attributes in binary mode, and of an answer's he
 _ANSWER_BYTES = 65536  # of an answer's body
 _SHOWN_BYTES = 200
 _CLIENTS = 100  # requests at a time; how many there are is up to the hub's workers
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052; stands for an IPv4 address
 _FIRST_PAUSE = 1.0
 _GONE_SECONDS = 3600.0  # for which an address that said 410 is left alone
 _PATIENCE = 5.0  # beyond the timeout, for our own loop
@@ -202,7 +203,6 @@ class Webhook(Consumer):
             self._since.clear()
         for_seconds = now - self._since.setdefault(message.key, now)
         if self.give_up_after and for_seconds >= self.give_up_after:
-            del self._since[message.key]
             raise DeliveryFailed(f"{text}; it was tried for {for_seconds:.0f} s")
         pause = min(self.longest_pause, _FIRST_PAUSE * 2.0 ** min(self._failures, 30)) * random.uniform(0.75, 1.25)
         self._failures += 1
@@ -547,6 +547,8 @@ class _PublicResolver(DefaultLoopResolver):
 def _is_public(text: str) -> bool:
     address = ipaddress.ip_address(text.partition("%")[0])
     inner = getattr(address, "ipv4_mapped", None) or getattr(address, "sixtofour", None) or address
+    if inner in _NAT64:
+        inner = ipaddress.IPv4Address(int(inner) & 0xFFFFFFFF)
     return bool(inner.is_global and not inner.is_multicast)
 
 
