@@ -34,6 +34,7 @@ class Server(http.server.ThreadingHTTPServer):
     """Keeps all requests, and answers each as ``answer`` says: status, headers, body."""
 
     daemon_threads = True
+    request_queue_size = 128
 
     def __init__(self, context: ssl.SSLContext | None = None, *, port: int = 0) -> None:
         super().__init__(("127.0.0.1", port), _Handler)
