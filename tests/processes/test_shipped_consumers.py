@@ -181,3 +181,19 @@ def test_settings_that_do_not_fit_leave_the_hub_running_and_name_the_field(hub):
     running = hub("trigger", {"command": "rm -rf /", "shell": True})
     running.wait_for("is not of type 'array'")
     running.wait_for("'shell' was unexpected")
+
+
+def test_with_workers_several_commands_run_at_a_time(koji, hub, tmp_path):
+    # each waits until all three have begun
+    code = COMMAND.replace(
+        'time.sleep(body.get("sleep", 0))',
+        'while sum(1 for _ in open(sys.argv[1])) < 3: time.sleep(0.01)\nopen(f"{sys.argv[1]}.{os.getpid()}", "w")',
+    )
+    got = tmp_path / "got"
+    settings = {"command": [sys.executable, "-c", code, str(got)]}
+    running = hub("trigger", settings, workers=3, ordered_by="none")
+    publish(koji, {}, {}, {})
+    wait_until(lambda: len(list(tmp_path.glob("got.*"))) == 3, 60, "the end of all three")
+    running.send(signal.SIGTERM)
+    assert running.wait() == 0, running.err
+    assert sorted(sequence for sequence, _ in rows(got)) == [1, 2, 3]
