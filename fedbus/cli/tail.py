@@ -254,7 +254,8 @@ def tail(
     hangup = context.with_resource(Noted(signal.SIGHUP))  # before anything slow: its default would end us
     watcher = watch_settings(context)
     colour = color == "always" or (color == "auto" and is_terminal(sys.stdout) and not os.environ.get("NO_COLOR"))
-    marked = (*include, *highlight) if colour else ()
+    _patterns("--include", include)  # named by its own option, where one is no good
+    marked = _patterns("--highlight", (*include, *highlight))
     look = Look(
         form=form,
         fields=chosen,
@@ -263,7 +264,7 @@ def tail(
         columns=shutil.get_terminal_size().columns if is_terminal(sys.stdout) else 0,
         root=watcher.settings.naming.root,
         delta=delta,
-        marked=_patterns("--highlight", marked),
+        marked=marked if colour else None,
     )
     from fedbus.bus import Bus
     from fedbus.cli.tail_run import Reading

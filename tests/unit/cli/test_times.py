@@ -94,7 +94,8 @@ def test_an_end_in_the_future_can_be_named():
     "text",
     [
         "", " ", "whenever", "yesterday 25:00", "14:60", "10 parsecs ago", "2 hours agoo", "1h2", "2026-13-01",
-        "monday x", "99999999999 weeks", "101w 5300w", "@99999999999999", "0000-00-00", "x" * 10_000, "2h" * 100, "\u0661\u0660m", "now now",
+        "monday x", "99999999999 weeks", "101w 5300w", "@99999999999999", "0000-00-00", "x" * 10_000, "2h" * 100,
+        "\u0661\u0660m", "now now",
     ],
 )  # fmt: skip
 def test_what_is_no_time_is_told_with_what_would_be(text):
