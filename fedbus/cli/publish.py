@@ -50,7 +50,7 @@ _EXAMPLES = examples(
     "--with-topic", is_flag=True, help='Read one {"topic": …, "body": …} a line from stdin; TOPIC is left out.'
 )
 @click.option("--json", "as_json", is_flag=True, help="Print receipts as JSON, one object a line.")
-@click.option("--dry-run", is_flag=True, help="Check topic, body and policy; publish nothing.")
+@click.option("--dry-run", is_flag=True, help="Check topic, body, schema and policy; publish nothing.")
 @click.option(
     "--wait",
     type=click.FloatRange(0.0, 3600.0),
@@ -319,8 +319,19 @@ class _Command:
         from fedbus.errors import FedbusError
         from fedbus.wire import strict
 
+        from fedbus.config.schemas import open_schemas
+
+        schemas, _ = open_schemas(self._settings)
+        service = self._endpoint.split(".", 1)[0]
+
+        def hold_against_schema(short: str, body: dict[str, Any]) -> None:
+            if check := schemas.publishing(self._naming.expand(service, short)):
+                check(body)
+
         if not self._lines:
-            self._show_checked(*self._checked(self._one_body()))
+            short, body = self._checked(self._one_body())
+            hold_against_schema(short, body)
+            self._show_checked(short, body)
             return 0
         for number, line in self._numbered_lines():
             if not number:
@@ -329,6 +340,7 @@ class _Command:
                 topic, body = self._parse(line)
                 short = self._short(topic)
                 strict.encode(body, self._settings.limits)
+                hold_against_schema(short, body)
             except (FedbusError, _BadLine) as error:
                 self._report(number, error)
                 continue

@@ -267,7 +267,9 @@ class Renderer:
 
     def _detail(self, message: Message, room: int) -> str:
         if not self._look.fields:
-            return summary(message.body, room)
+            # what somebody has written for people to read comes first; no guess says as much as the fields themselves
+            said = self._texts.declared(message) if self._texts is not None else ""
+            return escape(said) if said else summary(message.body, room)
         shown = self._record(message)
         pairs = ((path, value_at(message, shown, path, self._texts)) for path in self._look.fields)
         return " ".join(f"{escape(path)}={_value(value, room)}" for path, value in pairs if value is not None)

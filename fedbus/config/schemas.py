@@ -54,6 +54,7 @@ class Loaded:
     """What was found, and why the rest cannot be used."""
 
     schemas: list[Schema] = field(default_factory=list)
+    shared: dict[str, Mapping[str, Any]] = field(default_factory=dict)  # what schemas refer to, by its address
     rules: list[TextRule] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)  # of packages; whoever installed them can mend that
 
@@ -83,6 +84,7 @@ def load(settings: Settings) -> Loaded:
     seen: dict[tuple[str, int], str] = {}
     for raw in raws:
         if raw.name.startswith("_"):
+            loaded.shared.setdefault(raw.base, raw.document)
             continue
         told = loaded.problems if raw.rank == _INSTALLED else faults
         try:
@@ -271,6 +273,7 @@ def _finish(raw: _Raw, settings: Settings, others: Mapping[str, Any]) -> tuple[S
         origin=raw.origin,
         texts=texts,
         rank=raw.rank,
+        base=raw.base,
         validator=validator,
         deprecated=document.get("deprecated") is True,
         deprecated_fields=tuple(deprecated_fields(document)),

@@ -51,6 +51,7 @@ class Schema:
     origin: str  # the file, with a line where it has one, or the package
     texts: Mapping[str, Any] = field(default_factory=dict)  # of `x-fedbus`: title, summary, …
     rank: int = 0  # of two for the same topics the higher counts
+    base: str = PLACE  # the address at which its relative references begin
     validator: Any = None
     deprecated: bool = False
     deprecated_fields: tuple[tuple[str, ...], ...] = ()

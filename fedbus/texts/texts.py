@@ -135,6 +135,19 @@ class Texts:
         except Exception:
             return (), ()
 
+    def declared(self, message: Shown) -> str:
+        """Return the summary of *message* where a rule says it, or the empty text; never raises."""
+        if not self._rules:
+            return ""
+        try:
+            chosen = self._known.get(message.topic)
+            if chosen is None:
+                chosen = self._choose(message.topic)
+            templates = chosen.get("summary")
+            return templates[0].render(message) if templates else ""
+        except Exception:
+            return ""
+
     def _choose(self, topic: str) -> dict[str, tuple[Template, ...]]:
         chosen: dict[str, tuple[Template, ...]] = {}
         for rule in self._rules:

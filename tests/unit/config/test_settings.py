@@ -14,6 +14,7 @@ from fedbus.hub.options import HubOptions
 from fedbus.journal.journal import JournalOptions, SyncPolicy
 from fedbus.model.limits import Limits
 from fedbus.monitor.options import MetricsOptions
+from fedbus.schemas.options import SchemaOptions
 from fedbus.transport.publisher import PublisherOptions
 from fedbus.transport.subscriber import SubscriberOptions
 from fedbus.trust.keyring import KeyringOptions
@@ -318,7 +319,10 @@ def test_the_schema_is_valid_and_closed_everywhere_but_in_the_settings_of_a_cons
                 walk(inner, f"{path}/{key}")
 
     walk(schema(), "")
-    assert opened == ["/properties/consumers/additionalProperties/properties/settings"]
+    assert opened == [
+        "/properties/consumers/additionalProperties/properties/settings",
+        "/properties/schemas/properties/topics/additionalProperties",  # a JSON Schema
+    ]
 
 
 @pytest.mark.parametrize(
@@ -329,6 +333,7 @@ def test_the_schema_is_valid_and_closed_everywhere_but_in_the_settings_of_a_cons
         ("limits", Limits, set()),
         ("metrics", MetricsOptions, set()),
         ("hub", HubOptions, set()),
+        ("schemas", SchemaOptions, set()),
         ("journal", JournalOptions, {"directory"}),
     ],
 )
