@@ -33,6 +33,10 @@ if TYPE_CHECKING:
         TrustError,
         WireError,
     )
+    from fedbus.history.errors import HistoryDamaged, HistoryError, HistoryUnavailable
+    from fedbus.history.options import HistoryOptions
+    from fedbus.history.query import HistoryQuery
+    from fedbus.history.store import HistoryStore, open_history
     from fedbus.hub.consumer import Consumer, Drop, Halt, Retry, consumer
     from fedbus.hub.hub import Hub
     from fedbus.hub.options import Batch
@@ -61,6 +65,12 @@ _HOMES = {
     "Cursor": "fedbus.model.position",
     "Drop": "fedbus.hub.consumer",
     "Halt": "fedbus.hub.consumer",
+    "HistoryDamaged": "fedbus.history.errors",
+    "HistoryError": "fedbus.history.errors",
+    "HistoryOptions": "fedbus.history.options",
+    "HistoryQuery": "fedbus.history.query",
+    "HistoryStore": "fedbus.history.store",
+    "HistoryUnavailable": "fedbus.history.errors",
     "Hub": "fedbus.hub.hub",
     "Loss": "fedbus.transport.state",
     "Message": "fedbus.model.message",
@@ -79,6 +89,7 @@ _HOMES = {
     "TopicFilter": "fedbus.model.topic",
     "consumer": "fedbus.hub.consumer",
     "escape": "fedbus.cli.escaping",
+    "open_history": "fedbus.history.store",
     "parse_duration": "fedbus.config.units",
 }
 
@@ -97,6 +108,12 @@ __all__ = [
     "Fenced",
     "ForkedError",
     "Halt",
+    "HistoryDamaged",
+    "HistoryError",
+    "HistoryOptions",
+    "HistoryQuery",
+    "HistoryStore",
+    "HistoryUnavailable",
     "Hub",
     "JournalError",
     "JournalLocked",
@@ -128,6 +145,7 @@ __all__ = [
     "WireError",
     "consumer",
     "escape",
+    "open_history",
     "parse_duration",
 ]
 

@@ -90,6 +90,19 @@ def by_partition(rows: Iterable[Row], period: str) -> dict[str, list[Row]]:
     return found
 
 
+def repeated(rows: Sequence[Row]) -> set[int]:
+    """Return which of *rows*, by their index, have the key of one before them."""
+    if len({row.key for row in rows}) == len(rows):
+        return set()
+    seen: set[Key] = set()
+    found = set()
+    for index, row in enumerate(rows):
+        if row.key in seen:
+            found.add(index)
+        seen.add(row.key)
+    return found
+
+
 def other_partitions(rows: Sequence[Row], name: str, period: str, there: Iterable[str]) -> list[str]:
     """Return in which partitions but *name*, of those that are *there*, some of its *rows* may stand already.
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from fedbus.errors import FedbusError
 from fedbus.failpoints import ARMED, hit
 from fedbus.history.errors import HistoryDamaged, HistoryError, HistoryUnavailable
 from fedbus.history.incoming import Bundle, Row, bundle, crowded, give_slots, words_of
@@ -106,20 +107,14 @@ class Partition:
     # --- writing ---------------------------------------------------------------------------------------------------
 
     def known(self, rows: Sequence[Row]) -> set[int]:
-        """Return which of *rows*, by their index, are here already, or stand twice among them."""
+        """Return which of *rows*, by their index, are here already."""
         execute = self.connection.execute
         streams: dict[tuple[str, str], list[int]] = {}
         for index, row in enumerate(rows):
             streams.setdefault((row.key.endpoint, row.key.epoch), []).append(index)
         found: set[int] = set()
         for stream, indexes in streams.items():
-            sequences: dict[int, int] = {}
-            for index in indexes:
-                sequence = rows[index].key.sequence
-                if sequence in sequences:
-                    found.add(index)
-                else:
-                    sequences[sequence] = index
+            sequences = {rows[index].key.sequence: index for index in reversed(indexes)}
             number = self._number("stream", stream, make=False)
             if number is None:
                 continue
@@ -387,6 +382,8 @@ def told(path: Path, doing: str) -> Iterator[None]:
     """Turn what SQLite raises into what a history does."""
     try:
         yield
+    except FedbusError:
+        raise  # DeadlineExceeded is a TimeoutError, and that an OSError
     except DATABASE_ERRORS as error:
         if not is_passing(error):
             raise HistoryDamaged(

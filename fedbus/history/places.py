@@ -25,7 +25,8 @@ SLOTS = 1 << SLOT_BITS
 DAY_MS = 86_400_000
 HOUR_MS = 3_600_000
 EARLIEST_MS = 946_684_800_000  # 2000-01-01T00:00:00Z
-APART_MS = 1 << 43  # subtracted from the arrival of what has no credible time; 43 bits of milliseconds last till 2248
+# subtracted from the arrival of what has no credible time: whole days, in 43 bits of milliseconds, which last till 2248
+APART_MS = (1 << 43) // DAY_MS * DAY_MS
 APART = "apart-"
 
 _NAME = re.compile(r"(?:apart-)?\d{4}(?:-\d{2}){0,2}")
@@ -102,3 +103,11 @@ def is_over(name: str, before_ms: int) -> bool:
     """Say whether all that the partition can hold is older than *before_ms*."""
     _, high = bounds(name)
     return ms_of(high - 1) < before_ms
+
+
+def kept_from(keep: float, now_ms: int, period: str) -> int:
+    """Return from when on messages are kept for *keep* seconds at least, a whole partition at a time; 0: all."""
+    if not keep:
+        return 0
+    edge_ms = max(now_ms - int(keep * 1000), 0)
+    return max(0, ms_of(bounds(partition_of(edge_ms, period))[0]))

@@ -48,6 +48,10 @@ class HistoryQuery:
     wanted: tuple[Wanted, ...] = field(init=False)
 
     def __post_init__(self) -> None:
+        given = (self.text, *self.endpoints, *self.services, *self.users, *self.packages, *sum(self.fields, ()))
+        for text in given:
+            if not _is_text(text):
+                raise ValueError(f"{text[:80]!r} is no text that a message could have")
         object.__setattr__(self, "wanted", parse_text(self.text) if self.text else ())
         for path, _ in self.fields:
             if not path or len(path) > 1000:
@@ -129,6 +133,14 @@ class HistoryQuery:
             record = message.record()
             return all(holds(look_up(record, path), value) for path, value in self.fields)
         return True
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,10 +17,10 @@ from fedbus.errors import DeadlineExceeded, Fenced
 from fedbus.failpoints import ARMED, hit
 from fedbus.history.errors import HistoryDamaged, HistoryError, HistoryUnavailable
 from fedbus.history.finding import find, is_wanted, tally, total
-from fedbus.history.incoming import Row, Written, by_partition, other_partitions, place
+from fedbus.history.incoming import Row, Written, by_partition, other_partitions, place, repeated
 from fedbus.history.options import HistoryOptions
 from fedbus.history.partition import Partition, connect, told
-from fedbus.history.places import HOUR_MS, SLOT_BITS, bounds, is_over, ms_of, partition_of
+from fedbus.history.places import HOUR_MS, SLOT_BITS, bounds, is_over, kept_from
 from fedbus.history.query import HistoryQuery
 from fedbus.history.store import NO_TOKEN, PartitionState
 from fedbus.history.stored import StoredMessage
@@ -169,7 +169,7 @@ class SqliteHistory:
     def write(self, messages: Iterable[Message], *, texts: Texts | None = None, token: int = NO_TOKEN) -> Written:
         now_ms = int(self._clock.wall() * 1000)
         rows = place(messages, now_ms)
-        keep_ms = self._kept_from(now_ms)
+        keep_ms = kept_from(self._options.keep, now_ms, self._period)
         young = [row for row in rows if row.ms < 0 or row.ms >= keep_ms] if keep_ms else rows
         chosen = texts or Texts()
         new = 0
@@ -183,28 +183,20 @@ class SqliteHistory:
                     self._drop(main, keep_ms)
         return Written(new=new, known=len(young) - new, expired=len(rows) - len(young))
 
-    def _kept_from(self, now_ms: int) -> int:
-        """Return from when on messages are kept, a whole partition at a time; 0: all."""
-        keep = self._options.keep
-        if not keep:
-            return 0
-        edge_ms = now_ms - int(keep * 1000)
-        return max(0, ms_of(bounds(partition_of(max(edge_ms, 0), self._period))[0]))
-
     def _write_to(
         self, main: sqlite3.Connection, name: str, rows: list[Row], there: list[str], texts: Texts, now_ms: int
     ) -> int:
-        part = self._partition(main, name)
-        path = part.path
+        path = self._path(name)
         try:
-            with told(path, "read"):
-                known = part.known(rows)
-            for other in other_partitions(rows, name, self._period, there):
-                with told(self._path(other), "read"):
-                    known |= self._partition(main, other).known(rows)
+            known = repeated(rows)
+            for other in (*([name] if name in there else []), *other_partitions(rows, name, self._period, there)):
+                part = self._partition(main, other)
+                with told(part.path, "read"):
+                    known |= part.known(rows)
             fresh = [row for index, row in enumerate(rows) if index not in known] if known else rows
             if not fresh:
                 return 0
+            part = self._partition(main, name)
             with told(path, "write"):
                 writes = part.add(fresh, texts, now_ms)
         except BaseException:
