@@ -69,6 +69,7 @@ CLOSING_SECONDS = 180.0  # for all that was acknowledged to arrive, once everyth
 SAMPLE_SECONDS = 2.0
 TELL_SECONDS = 60.0
 WARM_PART = 1 / 3  # of a life, in which its queues and caches may still grow to their bounds
+STARTING_SECONDS = 30.0  # by then everybody has opened its files, also on a busy machine
 JUDGED_SECONDS = 600.0  # a shorter life is only reported: its slope says how full a queue was
 # That a life may grow after that, or a tenth of what it has: whenever more readers are frozen or cut off than ever
 # before, the queues for them take some MiB, which the allocator keeps.
@@ -266,11 +267,17 @@ class Soak:
         """Refuse all writes to files for so long."""
         worker = self.world.workers[name]
         self.busy.add(name)
+        # what is still starting may say that it cannot, and end, as the service manager of a host expects
+        starting = time.monotonic() - worker.born_at < STARTING_SECONDS
         worker.limit_files(True)
         self.done[f"disk full: {self.roles[name]}"] += 1
 
         def feed() -> None:
             worker.limit_files(False)
+            if starting and worker.process is not None and worker.process.poll() == 1:
+                self.done[f"did not start on a full disk: {self.roles[name]}"] += 1
+                self.samples.pop(worker.name, None)
+                self.restart(worker)
             self.busy.discard(name)
 
         self.later(seconds, feed)
