@@ -164,6 +164,8 @@ class Desktop(Consumer):
         except Retry as retry:
             with self._lock:
                 pause = min(_PAUSES[1], _PAUSES[0] * 2.0 ** min(self._failures, 10))
+                if not self._failures:
+                    log.warning("%s; messages wait for a desktop", retry.reason)
                 self._failures += 1
             raise Retry(pause, retry.reason) from retry
         self._failures = 0

@@ -185,6 +185,8 @@ class Webhook(Consumer):
         text = f"{self.shown_url}: {detail}"
         with self._lock:
             if what != "retry":
+                if self._failures:
+                    log.info("%s answers again, after %d requests in vain", self.shown_url, self._failures)
                 self._failures = 0
                 self._since.pop(message.key, None)
             if what == "done":
@@ -205,6 +207,8 @@ class Webhook(Consumer):
         if self.give_up_after and for_seconds >= self.give_up_after:
             raise DeliveryFailed(f"{text}; it was tried for {for_seconds:.0f} s")
         pause = min(self.longest_pause, _FIRST_PAUSE * 2.0 ** min(self._failures, 30)) * random.uniform(0.75, 1.25)
+        if not self._failures:
+            log.warning("%s; messages wait for it", text)
         self._failures += 1
         if retry_after is not None:
             pause = min(max(pause, retry_after), max(86400.0, self.longest_pause))

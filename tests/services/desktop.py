@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,11 @@ class Desktop:
         """Start the session bus."""
         (self.folder / "bus").unlink(missing_ok=True)
         self._start("dbus-daemon", f"--config-file={self.folder / 'bus.conf'}", "--nofork", "--nopidfile")
-        wait_until((self.folder / "bus").exists, _PATIENCE, "the session bus")
+        wait_until(self._answers, _PATIENCE, "the session bus")
+
+    def _answers(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as client:
+            return client.connect_ex(str(self.folder / "bus")) == 0
 
     def start_server(self, *, markup: str = "full") -> None:
         """Start the notification server, and a display for it where there is none yet."""

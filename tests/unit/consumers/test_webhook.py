@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import email.utils
 import itertools
+import logging
 import os
 import threading
 import time
@@ -295,6 +296,21 @@ def test_retry_after_is_honoured_within_a_day(webhook, server, header, low, high
     with pytest.raises(Retry) as retry:
         webhook(server.url).consume(message({}))
     assert low <= retry.value.after <= high
+
+
+def test_the_log_tells_once_that_an_address_is_out_of_reach_and_that_it_is_back(webhook, server, caplog):
+    caplog.set_level(logging.INFO)
+    answers(server, 500, 500, 500, 200)
+    one = webhook(server.url + "?token=x")
+    for _ in range(3):
+        with pytest.raises(Retry):
+            one.consume(message({}))
+    one.consume(message({}))
+    said = [record.getMessage() for record in caplog.records if record.name == "fedbus_consumers.webhook"]
+    assert said == [
+        f"{server.url}: it answered 500; messages wait for it",
+        f"{server.url} answers again, after 3 requests in vain",
+    ]
 
 
 def test_retry_after_may_be_a_date():
