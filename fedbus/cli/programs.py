@@ -21,7 +21,7 @@ Sample = tuple[str, dict[str, str], float]
 class Program:
     """One program that was asked."""
 
-    name: str  # hub, relay, or metrics for a program with metrics.http
+    name: str  # hub, relay, bridge, or metrics for a program with metrics.http
     setting: str  # where its address stands
     address: str
     fault: str = ""  # why it has not answered
@@ -39,6 +39,7 @@ def ask(settings: Settings, timeout: float) -> Iterator[Program]:
     for name, setting, address in (
         ("hub", "hub.http", settings.hub.http),
         ("relay", "relay.http", settings.relay.http),
+        ("bridge", "bridge.fedmsg.http", settings.bridge.http),
         ("metrics", "metrics.http", settings.metrics.http),
     ):
         if address is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import sys
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 
@@ -21,6 +22,7 @@ UNITS: dict[str, tuple[str, str]] = {
     "fedbus-hub.service": ("systemd/system", "the hub with all consumers of the configuration"),
     "fedbus-hub@.service": ("systemd/system", "a hub for one consumer: fedbus-hub@irc"),
     "fedbus-relay.service": ("systemd/system", "the relay of this host"),
+    "fedbus-bridge-fedmsg.service": ("systemd/system", "carries a fedmsg bus into this one, and out"),
     "fedbus-check.service": ("systemd/system", "writes /run/fedbus-check/fedbus.prom for Prometheus"),
     "fedbus-check.timer": ("systemd/system", "does so each minute"),
     "sysusers.conf": ("sysusers.d/fedbus.conf", "the user and its group"),
@@ -33,10 +35,22 @@ def template(name: str) -> str:
     return (resources.files("fedbus") / "data" / "systemd" / name).read_text("utf-8")
 
 
-def rendered(name: str, *, program: Path, config: Path = CONFIG, user: str = "fedbus", state: Path = STATE) -> str:
-    """Return the text of a unit for *program*, the absolute path of the command ``fedbus``."""
-    hidden = any(one.is_relative_to(home) for one in (program, config, state) for home in _HOMES)
-    writable = "" if state.is_relative_to(STATE) else f"\nReadWritePaths={_quoted(str(state))}"
+def rendered(
+    name: str,
+    *,
+    program: Path,
+    config: Path = CONFIG,
+    user: str = "fedbus",
+    state: Path = STATE,
+    needs: Iterable[Path] = (),
+) -> str:
+    """Return the text of a unit for *program*, the absolute path of the command ``fedbus``.
+
+    *needs* are further folders and files without which it does not start.
+    """
+    used = (program, config, state, *needs)
+    hidden = any(one.is_relative_to(home) for one in used for home in _HOMES)
+    writable = "" if state.is_relative_to(STATE) else f"\nReadWritePaths={_quoted(f'-{state}')}"
     places = {
         "VERSION": fedbus.__version__,
         "PROGRAM": _quoted(str(program)).replace("$", "$$"),
@@ -103,22 +117,28 @@ def systemd(ctx: click.Context, names: tuple[str, ...], folder: Path | None, use
     """
     config = (ctx.obj or {}).get("config") or CONFIG
     config = Path(config).absolute()
+    # a virtual environment may stand on an interpreter in somebody's home
+    needs = () if program is not None else (Path(sys.executable).resolve(), Path(sys.base_prefix).resolve())
     program = program or _program()
     state = _state(config)
+
+    def text_of(name: str) -> str:
+        return rendered(name, program=program, config=config, user=user, state=state, needs=needs)
+
     if folder is None:
         if not names:
             width = max(map(len, UNITS))
             for name, (_, text) in UNITS.items():
                 click.echo(f"{name:<{width}}  {text}")
         for name in names:
-            click.echo(rendered(name, program=program, config=config, user=user, state=state), nl=False)
+            click.echo(text_of(name), nl=False)
         return
     if not names and config == CONFIG and not config.exists():
         notice(f"there is no {config} yet; the daemons need one (fedbus init makes one to begin with)")
     for name in names or UNITS:
         place = UNITS[name][0]
         path = folder / place if place.endswith(".conf") else folder / place / name
-        text = rendered(name, program=program, config=config, user=user, state=state)
+        text = text_of(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_file() and path.read_text("utf-8", "replace") == text:
             click.echo(f"{path}: as it was")
