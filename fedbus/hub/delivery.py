@@ -115,6 +115,11 @@ class Delivery(threading.Thread):
         """What each of its workers has in a call."""
         return () if self.crew is None else self.crew.currents
 
+    @property
+    def in_hand(self) -> int:
+        """Messages from the oldest that its workers are not done with on."""
+        return 0 if self.crew is None else self.crew.in_hand
+
     def kill(self) -> bool:
         """End its processes at once, and so its thread; return False where it has none, which nothing can end."""
         if self.crew is not None:

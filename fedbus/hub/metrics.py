@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from fedbus.monitor.discovery import of_discovery
 from fedbus.monitor.text import Family, Sample, exposition
+from fedbus.schemas.metrics import of_schemas
 from fedbus.transport.metrics import of_refusals, of_streams
 
 if TYPE_CHECKING:
@@ -77,6 +78,12 @@ def of_hub(hub: Hub) -> str:
                 "Their size; at most hub.dead_bytes.",
                 [({"consumer": one.enabled.name}, one.dead.size) for one in deliveries],
             ),
+            Family(
+                "fedbus_consumer_broken_batches_total",
+                "counter",
+                "Batches that failed and were given message by message.",
+                each("broken_batches"),
+            ),
             Family("fedbus_consumer_lost_total", "counter", "Reports of lost messages.", each("lost")),
             Family(
                 "fedbus_consumer_caught_up_total",
@@ -91,6 +98,12 @@ def of_hub(hub: Hub) -> str:
                 [({"consumer": one.enabled.name}, one.feed.waiting) for one in deliveries],
             ),
             Family(
+                "fedbus_consumer_in_hand_messages",
+                "gauge",
+                "Messages from the oldest that a worker is not done with on.",
+                [({"consumer": one.enabled.name}, one.in_hand) for one in deliveries],
+            ),
+            Family(
                 "fedbus_consumer_lag_messages",
                 "gauge",
                 "How far its cursor is behind the live feed, in sequences.",
@@ -98,5 +111,6 @@ def of_hub(hub: Hub) -> str:
             ),
             *of_streams(streams, now=now, since=hub.started_at),
             of_refusals(dict(hub.source.verifier.rejections)),
+            *of_schemas(hub.source.schemas),
         ]
     )

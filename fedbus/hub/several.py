@@ -6,6 +6,8 @@ import inspect
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from queue import SimpleQueue
 
 from fedbus.failpoints import ARMED, hit
 from fedbus.hub.calls import OwnLoop, Settle, SharedLoop, Stopped, where
@@ -66,7 +68,7 @@ class Several(Crew):
         self._shared: Settle | None = None
         if inspect.iscoroutinefunction(call):
             self._shared = SharedLoop(enabled.timeout, f"fedbus-{enabled.name}-loop")
-        self._own: Settle = self._shared or OwnLoop(enabled.timeout)  # for the hooks
+        self._calls: SimpleQueue[tuple[Callable[[], object], Future[None]] | None] = SimpleQueue()
         wanted = {note_of(source.hands, enabled.name, number) for number in range(enabled.workers)}
         for path in notes(source.hands, enabled.name):
             if path not in wanted:
@@ -82,37 +84,63 @@ class Several(Crew):
     # --- the life of a crew ------------------------------------------------------------------------------------
 
     def begin(self) -> None:
+        first, *others = self._workers
         consumer = self._enabled.consumer
+        if first.thread is None:
+            self._start(first)
         if not isinstance(consumer, Isolated):  # a process is started by its worker
-            self._own(consumer.start())
-        for worker in self._workers:
-            worker.thread = threading.Thread(
-                target=self._run,
-                args=(worker,),
-                name=f"fedbus-{self._enabled.name}-{worker.number}",
-                daemon=True,
-            )
-            worker.thread.start()
+            self._call(lambda: first.settle(consumer.start()))
+        self._calls.put(None)
+        for worker in others:
+            self._start(worker)
 
     def stop(self) -> None:
         self._lanes.stop()
 
     def end(self, *, started: bool) -> None:
         self._lanes.stop()
-        for worker in self._workers:
+        first, *others = self._workers
+        for worker in others:
             if worker.thread is not None:
                 worker.thread.join()
+        consumer = self._enabled.consumer
         try:
-            consumer = self._enabled.consumer
             if isinstance(consumer, Isolated):
-                if not started:
+                if first.thread is None:
                     consumer.stop()  # its process may be there, from when it was loaded
             elif started:
-                self._own(consumer.stop())
+                self._call(lambda: first.settle(consumer.stop()))
         finally:
-            self._own.close()
+            if first.thread is not None:
+                if not started:
+                    self._calls.put(None)
+                self._calls.put(None)
+                first.thread.join()
+            if self._shared is not None:
+                self._shared.close()
             for worker in self._workers:
                 worker.hand.close()
+
+    def _start(self, worker: _Worker) -> None:
+        name = f"fedbus-{self._enabled.name}-{worker.number}"
+        worker.thread = threading.Thread(target=self._run, args=(worker,), name=name, daemon=True)
+        worker.thread.start()
+
+    def _call(self, call: Callable[[], object]) -> None:
+        """Call a hook in the thread of the first worker: what is opened there, SQLite for one, may be bound to it."""
+        done: Future[None] = Future()
+        self._calls.put((call, done))
+        done.result()
+
+    def _serve_calls(self) -> None:
+        while (asked := self._calls.get()) is not None:
+            call, done = asked
+            try:
+                call()
+            except BaseException as error:
+                done.set_exception(error)
+            else:
+                done.set_result(None)
 
     def kill(self) -> None:
         for worker in self._workers:
@@ -189,6 +217,8 @@ class Several(Crew):
     # --- a worker ----------------------------------------------------------------------------------------------
 
     def _run(self, worker: _Worker) -> None:
+        if worker.number == 0:
+            self._serve_calls()  # until the consumer was started
         try:
             while self._make_ready(worker):
                 taken = self._lanes.take()
@@ -208,6 +238,8 @@ class Several(Crew):
                     worker.consumer.stop()
                 except BaseException as error:
                     log.warning("consumer %s: stop() raised %s", self._enabled.name, where(error))
+            if worker.number == 0:
+                self._serve_calls()  # until it was stopped
             if worker.settle is not self._shared:
                 worker.settle.close()
 

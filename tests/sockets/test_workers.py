@@ -334,6 +334,30 @@ def test_batches_hold_what_is_there_in_the_order_of_the_stream_and_no_more_than_
     assert max(map(len, store.batches)) == 50
 
 
+def test_the_hooks_of_a_consumer_run_in_the_thread_of_its_only_worker(bus):
+    threads: list[threading.Thread] = []
+
+    class Bound(Store):
+        def start(self) -> None:
+            threads.append(threading.current_thread())
+            if len(threads) == 1:
+                raise OSError("not yet")
+
+        def consume_batch(self, messages: Sequence[Message]) -> None:
+            threads.append(threading.current_thread())
+            super().consume_batch(messages)
+
+        def stop(self) -> None:
+            threads.append(threading.current_thread())
+
+    store = Bound()
+    with bus.publisher(KOJI) as koji, running(bus, store, batch=Batch(5, 0.0)):
+        publish(koji, 1, 20)
+        wait_until(lambda: len(store.seen) == 20)
+    assert len(threads) > 3
+    assert len(set(threads)) == 1
+
+
 def test_a_batch_comes_at_its_time_though_it_is_not_full(bus):
     store = Store()
     with bus.publisher(KOJI) as koji, running(bus, store, batch=Batch(1000, 0.05)):
