@@ -316,10 +316,9 @@ class _Command:
 
     def _check(self) -> int:
         """Do all but publish; return the exit code."""
+        from fedbus.config.schemas import open_schemas
         from fedbus.errors import FedbusError
         from fedbus.wire import strict
-
-        from fedbus.config.schemas import open_schemas
 
         schemas, _ = open_schemas(self._settings)
         service = self._endpoint.split(".", 1)[0]

@@ -30,6 +30,7 @@ from fedbus.config.init import create
 from fedbus.config.settings import Settings, schema
 from fedbus.config.units import parse_duration, parse_size
 from fedbus.errors import Reason
+from fedbus.schemas.metrics import of_schemas
 from fedbus.transport.metrics import of_links, of_publishers, of_refusals, of_streams
 from fedbus.transport.state import LossCause
 from fedbus.transport.zap import LinkStats
@@ -83,6 +84,7 @@ def test_the_examples_of_a_page_run_in_order(page: Path, tmp_path: Path) -> None
         where = f"{page.relative_to(ROOT)}:{block.line} ({block.name})"
         if block.name.startswith("file-"):
             path = tmp_path / block.name.removeprefix("file-")
+            path.parent.mkdir(exist_ok=True)
             path.write_text(block.text, "utf-8")
             path.chmod(0o600)
         elif block.language == "python":
@@ -304,7 +306,7 @@ def schema_keys(part: dict[str, Any], path: str = "") -> Iterator[str]:
         rest = inner.get("additionalProperties")
         if path.startswith("endpoints") and key == "kafka":
             yield here
-        elif isinstance(rest, dict) and rest.get("type") == "array":
+        elif isinstance(rest, dict) and not rest.keys() & {"properties", "$ref"}:
             yield here
         elif isinstance(rest, dict):
             found = definitions[rest["$ref"].rpartition("/")[2]] if "$ref" in rest else rest
@@ -351,6 +353,7 @@ def test_every_metric_has_a_row() -> None:
     source = "".join((ROOT / "fedbus" / name).read_text("utf-8") for name in ("hub/metrics.py", "monitor/discovery.py"))
     metrics = set(re.findall(r'"(fedbus_[a-z_]+)"', source))
     families = [*of_publishers([]), *of_links(LinkStats()), *of_streams([], now=0.0, since=0.0), of_refusals({})]
+    families += of_schemas(None)
     metrics |= {family.name for family in families}
     documented = [cells[0] for cells in rows("monitoring.rst") if cells[0].startswith("fedbus_")]
     assert sorted(documented) == sorted(metrics)
