@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import logging
 import os
@@ -314,13 +315,21 @@ class _Debounced:
         self._threads: list[threading.Thread] = []
         self._stopping = False
         self._store: sqlite3.Connection | None = None
+        self._guard = -1
 
     def start(self) -> None:
         if not self._path.is_absolute():
             if self._trigger.state is None:
                 raise ValueError(f"settings.debounce.state: {self._path} is below no folder; write the whole path")
             self._path = self._trigger.state / self._path
-        self._store = store = _open_store(self._path)
+        # held as long as the store is open: closing any descriptor of the file drops SQLite's own locks
+        self._guard = _guarded(self._path)
+        try:
+            self._store = store = _open_store(self._path)
+        except BaseException:
+            os.close(self._guard)
+            self._guard = -1
+            raise
         now = time.monotonic()
         self._stopping = False
         for (key,) in store.execute("SELECT key FROM waiting"):
@@ -345,6 +354,9 @@ class _Debounced:
             if self._store is not None:
                 self._store.close()
                 self._store = None
+            if self._guard >= 0:
+                os.close(self._guard)
+                self._guard = -1
 
     def note(self, record: Mapping[str, Any]) -> None:
         """Write down that the command is to run for the key of *record*."""
@@ -440,8 +452,18 @@ class _Debounced:
         return None
 
 
+def _guarded(path: Path) -> int:
+    """Make the file if need be, for us alone, and return a descriptor that keeps other triggers away from it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)  # bodies are not for everybody
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise ValueError(f"settings.debounce.state: {path} is in use by another trigger; give each its own") from error
+    return descriptor
+
+
 def _open_store(path: Path) -> sqlite3.Connection:
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # bodies are not for everybody
     store = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
     store.execute("PRAGMA journal_mode = WAL")
     store.execute("PRAGMA synchronous = FULL")
@@ -474,7 +496,8 @@ class _Warden:
 
     def start(self) -> None:
         with self._lock:
-            self._start()
+            if self._process is None:
+                self._start()
 
     def _start(self) -> None:
         self._process = subprocess.Popen(

@@ -284,6 +284,29 @@ def test_a_relative_file_is_below_the_state_folder_of_the_bus(trigger, tmp_path)
     assert waiting(tmp_path) == 0
 
 
+def test_a_file_that_is_no_store_is_told_of_each_time_until_it_is_mended(tmp_path):
+    state = tmp_path / "state.db"
+    state.write_text("no store" * 1000)
+    one = Trigger(command=["true"], debounce={"quiet": 600, "state": str(state)})
+    for _ in range(2):
+        with pytest.raises(sqlite3.DatabaseError, match="file is not a database"):
+            one.start()
+    state.unlink()
+    one.start()
+    one.stop()
+
+
+def test_two_triggers_cannot_share_a_file(trigger, tmp_path):
+    settings = {"quiet": 600, "state": str(tmp_path / "state.db")}
+    one = trigger("pass", debounce=settings)
+    other = Trigger(command=["true"], debounce=settings)
+    with pytest.raises(ValueError, match="is in use by another trigger; give each its own"):
+        other.start()
+    one.stop()
+    other.start()
+    other.stop()
+
+
 def test_a_debounced_command_that_fails_is_tried_again_so_many_times_and_then_given_up(trigger, tmp_path, caplog):
     got = tmp_path / "got"
     one = trigger(NOTE, str(got), debounce={"quiet": 0, "attempts": 2, "state": str(tmp_path / "state.db")})
