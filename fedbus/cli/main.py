@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "new-consumer": ("fedbus.cli.new_consumer", "new_consumer", "Write a working consumer, its test and its YAML."),
     "dead": ("fedbus.cli.dead", "dead", "Show, requeue and drop dead letters of the hub's consumers."),
     "journal": ("fedbus.cli.journal", "journal", "Show, verify, export and restore journals."),
+    "history": ("fedbus.cli.history", "history", "Search, count, export and verify the history of all messages."),
     "relay": ("fedbus.cli.relay", "relay", "Take messages from hooks, scripts and web workers of this host."),
     "bridge": ("fedbus.cli.bridge", "bridge", "Carry a fedmsg bus into this one, and this one out to it."),
     "cursor": ("fedbus.cli.cursor", "cursor", "Show where named readers have come to; forget a cursor."),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedbus.errors import FedbusError
+from fedbus.errors import ConnectError, FedbusError
 
 
 class HistoryError(FedbusError):
@@ -11,6 +11,10 @@ class HistoryError(FedbusError):
 
 class HistoryUnavailable(HistoryError):
     """Not now: the database is busy, restarting, full or away. The same call may be made again; nothing was kept."""
+
+
+class HistoryUnreachable(HistoryUnavailable, ConnectError):
+    """The server of the history does not answer, or does not let us in."""
 
 
 class HistoryDamaged(HistoryError):

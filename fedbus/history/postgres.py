@@ -23,7 +23,7 @@ from psycopg import sql
 from fedbus.clock import Clock
 from fedbus.errors import DeadlineExceeded, Fenced
 from fedbus.failpoints import ARMED, hit
-from fedbus.history.errors import HistoryDamaged, HistoryError, HistoryUnavailable
+from fedbus.history.errors import HistoryError, HistoryUnavailable
 from fedbus.history.incoming import (
     Row,
     Written,
@@ -39,50 +39,18 @@ from fedbus.history.incoming import (
 from fedbus.history.options import HistoryOptions
 from fedbus.history.places import HOUR_MS, SLOT_BITS, bounds, first_place, is_over, kept_from
 from fedbus.history.postgres_finding import Finder, is_wanted
+from fedbus.history.postgres_tables import CHECKS, IN_THE_WAY, connect, named, prepare, suffix, told, tsvector
 from fedbus.history.query import HistoryQuery
-from fedbus.history.store import NO_TOKEN, PartitionState
+from fedbus.history.store import NO_TOKEN, PartitionState, StoreFault
 from fedbus.history.stored import StoredMessage
-from fedbus.history.words import index_words
-from fedbus.model.message import Message
+from fedbus.model.message import Message, MessageKey
 from fedbus.texts.texts import Texts
 
 log = logging.getLogger(__name__)
 
-FORMAT = "1"
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS fedbus_history_fact (name text PRIMARY KEY, value text NOT NULL);
-CREATE TABLE IF NOT EXISTS fedbus_history_stream (
-    id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, endpoint text NOT NULL, epoch text NOT NULL,
-    UNIQUE (endpoint, epoch)
-);
-CREATE TABLE IF NOT EXISTS fedbus_history_topic (
-    id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, name text NOT NULL UNIQUE
-);
-CREATE TABLE IF NOT EXISTS fedbus_history_certificate (
-    id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, digest bytea NOT NULL UNIQUE, der bytea NOT NULL
-);
-CREATE TABLE IF NOT EXISTS fedbus_history_parcel (
-    id bigint NOT NULL, first bigint NOT NULL, size int NOT NULL, start int NOT NULL, certificate int NOT NULL,
-    signature bytea NOT NULL, chain bytea NOT NULL, path bytea NOT NULL, leaves bytea NOT NULL, signer text NOT NULL,
-    wire text NOT NULL, taken_at_ms bigint NOT NULL, original bytea, PRIMARY KEY (id)
-) PARTITION BY RANGE (id);
-CREATE TABLE IF NOT EXISTS fedbus_history_message (
-    id bigint NOT NULL, stream int NOT NULL, sequence bigint NOT NULL, topic int NOT NULL, parcel bigint NOT NULL,
-    leaf int NOT NULL, envelope bytea NOT NULL, words tsvector NOT NULL, PRIMARY KEY (id)
-) PARTITION BY RANGE (id);
-CREATE INDEX IF NOT EXISTS fedbus_history_message_topic ON fedbus_history_message (topic, id);
-CREATE INDEX IF NOT EXISTS fedbus_history_message_words ON fedbus_history_message USING gin (words);
-CREATE TABLE IF NOT EXISTS fedbus_history_tally (
-    topic int NOT NULL, hour bigint NOT NULL, count bigint NOT NULL, PRIMARY KEY (topic, hour)
-);
-"""
-_LOCK = 0x66656462  # of pg_advisory_xact_lock, while tables are made
-_CONNECT_SECONDS = 10
-_STATEMENT_MS = 60_000  # that a write may take, before it is given up and tried again
 _TRIES = 3  # of a transaction that another one got in the way of
 _KNOWN = 100_000
 _LOOK_MS = HOUR_MS
-_DOCUMENT_BYTES = 600_000  # of the words of one message; a tsvector holds a megabyte
 
 
 class PostgresHistory:
@@ -130,83 +98,37 @@ class PostgresHistory:
 
     # --- the connection --------------------------------------------------------------------------------------------
 
-    def _connect(self) -> psycopg.Connection[Any]:
-        with self._told("connect to"):
-            return psycopg.connect(
-                self._options.store,
-                autocommit=True,
-                connect_timeout=_CONNECT_SECONDS,
-                application_name="fedbus history",
-                # a server that is gone without a word is noticed within a minute or so
-                keepalives=1,
-                keepalives_idle=20,
-                keepalives_interval=10,
-                keepalives_count=3,
-            )
-
     def _connected(self) -> psycopg.Connection[Any]:
         if self._closed:
             raise HistoryError(f"the history {self.shown} is closed; open it again")
         if self._connection is not None and not self._connection.closed:
             return self._connection
         self._let_go()
-        connection = self._connect()
+        connection = connect(self._options)
         try:
-            with self._told("prepare"):
-                if self._writable:
-                    connection.execute("SELECT set_config('statement_timeout', %s, false)", (str(_STATEMENT_MS),))
-                    connection.execute("SET synchronous_commit = on")
-                    self._prepare(connection)
-                elif not _has_tables(connection):
-                    raise HistoryError(
-                        f"there is no history in {self.shown}; the consumer fedbus_consumers.history makes it"
-                    )
-                facts = dict(connection.execute("SELECT name, value FROM fedbus_history_fact").fetchall())
+            with told(self._options, "prepare"):
+                period = prepare(connection, self._options, writable=self._writable)
         except BaseException:
             connection.close()
             raise
-        if facts.get("format") != FORMAT:
-            connection.close()
-            raise HistoryError(f"{self.shown} is of another release of fedbus (format {facts.get('format')})")
-        if self._writable and facts["period"] != self._options.period:
+        if self._writable and period != self._options.period:
             log.warning(
                 "history %s: has partitions of a %s each, and keeps that; a %s is for new histories",
                 self.shown,
-                facts["period"],
+                period,
                 self._options.period,
             )
-        self._period = facts["period"]
+        self._period = period
         self._connection = connection
         return connection
 
-    def _prepare(self, connection: psycopg.Connection[Any]) -> None:
-        if _has_tables(connection):
-            return
-        with connection.transaction():
-            connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
-            connection.execute(_SCHEMA)
-            for name, value in (("format", FORMAT), ("period", self._options.period), ("token", "0")):
-                connection.execute(
-                    "INSERT INTO fedbus_history_fact VALUES (%s, %s) ON CONFLICT DO NOTHING", (name, value)
-                )
-
-    @contextmanager
-    def _told(self, doing: str) -> Iterator[None]:
-        """Turn what psycopg raises into what a history does."""
-        try:
-            yield
-        except psycopg.Error as error:
-            text = f"cannot {doing} the history {self.shown}: {_words_of_error(error)}"
-            if isinstance(error, (psycopg.errors.DataCorrupted, psycopg.errors.IndexCorrupted)):
-                raise HistoryDamaged(
-                    f"{text}; restore the database from a backup, then `fedbus history rebuild` fills in what is newer",
-                    where=self.shown,
-                ) from error
-            if isinstance(error, _OURS):
-                raise HistoryError(text) from error
-            raise HistoryUnavailable(f"{text}; {_advice(error)}") from error
-
     # --- writing ---------------------------------------------------------------------------------------------------
+
+    @property
+    def token(self) -> int:
+        with self._turn, told(self._options, "read"):
+            row = self._connected().execute("SELECT value FROM fedbus_history_fact WHERE name = 'token'").fetchone()
+            return int(row[0]) if row else 0
 
     def write(self, messages: Iterable[Message], *, texts: Texts | None = None, token: int = NO_TOKEN) -> Written:
         now_ms = int(self._clock.wall() * 1000)
@@ -234,7 +156,7 @@ class PostgresHistory:
         with self._turn:
             for left in reversed(range(_TRIES)):
                 try:
-                    with self._told(doing):
+                    with told(self._options, doing):
                         connection = self._connected()
                         with connection.transaction():
                             result = act(connection)
@@ -247,7 +169,7 @@ class PostgresHistory:
                     # numbers that were made in it are gone with it
                     self._numbers.clear()
                     self._made.clear()
-                    if not isinstance(error.__cause__, _IN_THE_WAY) or not left:
+                    if not isinstance(error.__cause__, IN_THE_WAY) or not left:
                         self._let_go()
                         raise
                 except BaseException:
@@ -335,7 +257,7 @@ class PostgresHistory:
                             parcel,
                             leaf,
                             message.envelope,
-                            _tsvector(words_of(message, texts)),
+                            tsvector(words_of(message, texts)),
                         )
                     )
         counts: dict[tuple[int, int], int] = {}
@@ -365,7 +287,7 @@ class PostgresHistory:
         streams: dict[tuple[str, str], dict[int, int]] = {}
         for index, row in enumerate(rows):
             streams.setdefault((row.key.endpoint, row.key.epoch), {}).setdefault(row.key.sequence, index)
-        table = _table("message", name)
+        table = named("message", name)
         for stream, sequences in streams.items():
             number = self._number(connection, "stream", stream, make=False)
             if number is None:
@@ -416,12 +338,12 @@ class PostgresHistory:
         for table in ("parcel", "message"):
             connection.execute(
                 sql.SQL("CREATE TABLE {} PARTITION OF {} FOR VALUES FROM ({}) TO ({})").format(
-                    _table(table, name), sql.Identifier(f"fedbus_history_{table}"), sql.Literal(low), sql.Literal(high)
+                    named(table, name), sql.Identifier(f"fedbus_history_{table}"), sql.Literal(low), sql.Literal(high)
                 )
             )
         connection.execute(
             sql.SQL("CREATE UNIQUE INDEX {} ON {} (stream, sequence)").format(
-                sql.Identifier(f"fedbus_history_key_{_suffix(name)}"), _table("message", name)
+                sql.Identifier(f"fedbus_history_key_{suffix(name)}"), named("message", name)
             )
         )
         self._made.add(name)
@@ -440,7 +362,7 @@ class PostgresHistory:
         return [name for _, name in sorted(found)]
 
     def partitions(self) -> list[PartitionState]:
-        with self._turn, self._told("read"):
+        with self._turn, told(self._options, "read"):
             connection = self._connected()
             found = []
             for name in self._names(connection):
@@ -451,7 +373,7 @@ class PostgresHistory:
                 ).fetchone()
                 size = connection.execute(
                     sql.SQL("SELECT pg_total_relation_size({}) + pg_total_relation_size({})").format(
-                        *(sql.Literal(f"fedbus_history_{table}_{_suffix(name)}") for table in ("message", "parcel"))
+                        *(sql.Literal(f"fedbus_history_{table}_{suffix(name)}") for table in ("message", "parcel"))
                     )
                 ).fetchone()
                 found.append(PartitionState(name, int(row[0]) if row else 0, int(size[0]) if size else 0))
@@ -464,7 +386,7 @@ class PostgresHistory:
             for name in dropped:
                 low, high = bounds(name)
                 for table in ("message", "parcel"):
-                    connection.execute(sql.SQL("DROP TABLE {}").format(_table(table, name)))
+                    connection.execute(sql.SQL("DROP TABLE {}").format(named(table, name)))
                 connection.execute(
                     "DELETE FROM fedbus_history_tally WHERE hour >= %s AND hour < %s",
                     ((low >> SLOT_BITS) // HOUR_MS, (high >> SLOT_BITS) // HOUR_MS),
@@ -483,9 +405,9 @@ class PostgresHistory:
         """A connection of its own, since what is found is read while others write."""
         with self._turn:
             self._connected()  # says what is wrong in our words
-        connection = self._connect()
+        connection = connect(self._options)
         try:
-            with self._told("read"):
+            with told(self._options, "read"):
                 try:
                     connection.execute("SET default_transaction_read_only = on")
                     if query.seconds:
@@ -501,6 +423,10 @@ class PostgresHistory:
         finally:
             with contextlib.suppress(psycopg.Error):
                 connection.close()
+
+    def place_of(self, key: MessageKey) -> int | None:
+        with self._finder(HistoryQuery()) as finder:
+            return finder.place_of(key)
 
     def find(self, query: HistoryQuery) -> Iterator[StoredMessage]:
         found = self._find(query)
@@ -532,17 +458,17 @@ class PostgresHistory:
 
     # --- damage ----------------------------------------------------------------------------------------------------
 
-    def faults(self) -> Iterator[tuple[str, str]]:
+    def faults(self) -> Iterator[StoreFault]:
         """Rows without what belongs to them, and counts that are not those of the messages.
 
         Pages are PostgreSQL's own matter: its checksums, and pg_amcheck(1), find damage there.
         """
-        with self._turn, self._told("check"):
+        with self._turn, told(self._options, "check"):
             connection = self._connected()
-            for text, query in _CHECKS:
+            for text, query in CHECKS:
                 row = connection.execute(query, (HOUR_MS,) if "%s" in query else None).fetchone()
                 if row is not None and row[0]:
-                    yield self.shown, f"{text}: {row[0]}"
+                    yield StoreFault(self.shown, f"{text}: {row[0]}", aside=False)
 
     def set_aside(self, where: str) -> Iterator[StoredMessage]:
         raise HistoryError(f"{self.shown}: nothing of PostgreSQL is moved aside; restore {where} from a backup")
@@ -551,72 +477,7 @@ class PostgresHistory:
         """There are no notes to forget."""
 
 
-_HOUR = f"floor((id >> {SLOT_BITS})::numeric / %s)::bigint"
-_CHECKS = (
-    (
-        "messages whose seal is gone",
-        "SELECT count(*) FROM fedbus_history_message AS message WHERE NOT EXISTS "
-        "(SELECT FROM fedbus_history_parcel AS parcel WHERE parcel.id = message.parcel)",
-    ),
-    (
-        "hours whose counts are not those of the messages",
-        "SELECT count(*) FROM (SELECT topic, hour, count(*) AS found FROM "
-        f"(SELECT topic, {_HOUR} AS hour FROM fedbus_history_message) AS one GROUP BY 1, 2) AS real "
-        "FULL JOIN fedbus_history_tally AS tally USING (topic, hour) WHERE real.found IS DISTINCT FROM tally.count",
-    ),
-)
-
-_OURS = (psycopg.DataError, psycopg.ProgrammingError, psycopg.NotSupportedError, psycopg.InterfaceError)
-_IN_THE_WAY = (
-    psycopg.errors.SerializationFailure,
-    psycopg.errors.DeadlockDetected,
-    psycopg.errors.UniqueViolation,
-    psycopg.errors.DuplicateTable,
-)
-
-
-def _advice(error: psycopg.Error) -> str:
-    if isinstance(error, psycopg.errors.DiskFull):
-        return "the server's disk is full; make room there, or keep messages for a shorter time"
-    if isinstance(error, psycopg.errors.QueryCanceled):
-        return "it took too long; see what else the server does"
-    if isinstance(error, psycopg.errors.InvalidPassword):
-        return "correct user and password of `store`, or ~/.pgpass"
-    return "see that the server runs and lets us in; it is tried again"
-
-
-def _words_of_error(error: psycopg.Error) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 400 else text[:400] + "…"
-
-
 def _too_long(query: HistoryQuery) -> DeadlineExceeded:
     return DeadlineExceeded(
         f"the search took longer than {query.seconds:g} s; narrow it with a topic, a time or a word, or allow it more"
     )
-
-
-def _has_tables(connection: psycopg.Connection[Any]) -> bool:
-    row = connection.execute("SELECT to_regclass('fedbus_history_tally')").fetchone()
-    return row is not None and row[0] is not None
-
-
-def _suffix(name: str) -> str:
-    bounds(name)  # raises for what is no partition
-    return name.replace("-", "_")
-
-
-def _table(kind: str, name: str) -> sql.Identifier:
-    return sql.Identifier(f"fedbus_history_{kind}_{_suffix(name)}")
-
-
-def _tsvector(document: str) -> str:
-    """Return the words of a document as PostgreSQL reads a tsvector; they hold neither quotes nor backslashes."""
-    found = []
-    size = 0
-    for word in index_words(document):
-        size += len(word.encode()) + 4
-        if size > _DOCUMENT_BYTES:
-            break
-        found.append(f"'{word}'")
-    return " ".join(found)

@@ -12,6 +12,7 @@ from fedbus.history.finding import is_wanted
 from fedbus.history.places import HOUR_MS, SLOT_BITS
 from fedbus.history.query import HistoryQuery, Terms
 from fedbus.history.stored import Proof, StoredMessage
+from fedbus.model.message import MessageKey
 from fedbus.wire import merkle
 
 __all__ = ["Finder", "expression", "is_wanted"]
@@ -109,6 +110,15 @@ class Finder:
             else:
                 low = rows[-1][0] + 1
             page = _PAGE
+
+    def place_of(self, key: MessageKey) -> int | None:
+        """Return the place of the message with that key."""
+        streams = [number for number, stream in self._streams.items() if stream == (key.endpoint, key.epoch)]
+        row = self._connection.execute(
+            "SELECT id FROM fedbus_history_message WHERE stream = ANY(%s) AND sequence = %s",
+            (streams, min(key.sequence, 2**63 - 1)),
+        ).fetchone()
+        return None if row is None else int(row[0])
 
     def _fetch_proofs(self, numbers: set[int]) -> None:
         if len(self._proofs) > 4 * _PAGE:

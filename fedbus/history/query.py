@@ -27,6 +27,8 @@ class HistoryQuery:
     or as JSON, and with each item where a list stands there. *users* and *packages*: about one of these; names as they
     are, case aside.
 
+    *after* and *through* are places (see :meth:`HistoryStore.place_of`): behind the one, and up to and with the other.
+
     *limit* 0 is no limit; *newest* says that the newest come first. *seconds* is how long it may take, 0.0: for ever.
 
     Raises:
@@ -38,6 +40,8 @@ class HistoryQuery:
     services: tuple[str, ...] = ()
     since_ms: int | None = None
     until_ms: int | None = None
+    after: int | None = None
+    through: int | None = None
     text: str = ""
     fields: tuple[tuple[str, str], ...] = ()
     users: tuple[str, ...] = ()
@@ -81,6 +85,10 @@ class HistoryQuery:
         if self.until_ms is not None:
             high = max(-1, min(_HIGHEST, first_place(max(self.until_ms, 0)) - 1))
             low = max(low, 0)
+        if self.after is not None:
+            low = max(low, self.after + 1)
+        if self.through is not None:
+            high = min(high, self.through)
         return low, high
 
     def of_topic(self, topic: str) -> bool:

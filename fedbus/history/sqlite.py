@@ -22,10 +22,10 @@ from fedbus.history.options import HistoryOptions
 from fedbus.history.partition import Partition, connect, told
 from fedbus.history.places import HOUR_MS, SLOT_BITS, bounds, is_over, kept_from
 from fedbus.history.query import HistoryQuery
-from fedbus.history.store import NO_TOKEN, PartitionState
+from fedbus.history.store import NO_TOKEN, PartitionState, StoreFault
 from fedbus.history.stored import StoredMessage
 from fedbus.journal.segment import make_directory, sync_directory
-from fedbus.model.message import Message
+from fedbus.model.message import Message, MessageKey
 from fedbus.texts.texts import Texts
 
 log = logging.getLogger(__name__)
@@ -165,6 +165,15 @@ class SqliteHistory:
         main.execute("BEGIN IMMEDIATE")
 
     # --- writing ---------------------------------------------------------------------------------------------------
+
+    @property
+    def token(self) -> int:
+        with self._turn:
+            if self._main is None:
+                self._open_main()
+            assert self._main is not None
+            with told(self.folder / MAIN, "read"):
+                return _token(self._main)
 
     def write(self, messages: Iterable[Message], *, texts: Texts | None = None, token: int = NO_TOKEN) -> Written:
         now_ms = int(self._clock.wall() * 1000)
@@ -357,6 +366,18 @@ class SqliteHistory:
         monotonic, end = self._clock.monotonic, self._clock.monotonic() + query.seconds
         return lambda: monotonic() > end
 
+    def place_of(self, key: MessageKey) -> int | None:
+        for name in self._names():
+            with self._reading(name) as part, told(part.path, "read"):
+                row = part.connection.execute(
+                    "SELECT message.id FROM stream JOIN message ON message.stream = stream.id AND sequence = ? "
+                    "WHERE endpoint = ? AND epoch = ?",
+                    (min(key.sequence, 2**63 - 1), key.endpoint, key.epoch),
+                ).fetchone()
+            if row is not None:
+                return int(row[0])
+        return None
+
     def find(self, query: HistoryQuery) -> Iterator[StoredMessage]:
         found = self._find(query)
         return islice(found, query.limit) if query.limit else found
@@ -407,17 +428,18 @@ class SqliteHistory:
 
     # --- damage ----------------------------------------------------------------------------------------------------
 
-    def faults(self) -> Iterator[tuple[str, str]]:
+    def faults(self) -> Iterator[StoreFault]:
+        there = self._names()
         for name, fault in self._noted().items():
             if fault:
-                yield f"{name}.db", fault
-        for name in self._names():
+                yield StoreFault(f"{name}.db", fault, aside=name not in there)
+        for name in there:
             try:
                 with self._reading(name) as part:
                     for fault in part.faults():
-                        yield part.path.name, fault
+                        yield StoreFault(part.path.name, fault, aside=True)
             except HistoryDamaged as error:
-                yield error.where, str(error.__cause__ or error)
+                yield StoreFault(error.where, str(error.__cause__ or error), aside=True)
 
     def set_aside(self, where: str) -> Iterator[StoredMessage]:
         name = where.removesuffix(".db")
@@ -426,7 +448,7 @@ class SqliteHistory:
         number = 1
         while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
             number += 1
-        with self._writing(self._highest()) as main:
+        with self._writing(self.token) as main:
             self._forget(name)
             with told(path, "move"):
                 for ending in ("-wal", "-shm", ""):
@@ -444,17 +466,8 @@ class SqliteHistory:
 
     def settle(self) -> None:
         """Forget what was noted of partitions that are there: it was read again from the journals."""
-        with self._writing(self._highest()) as main, told(self.folder / MAIN, "write"):
+        with self._writing(self.token) as main, told(self.folder / MAIN, "write"):
             main.execute("UPDATE partition SET fault = ''")
-
-    def _highest(self) -> int:
-        """The token of whoever may write now, for what people do by hand."""
-        with self._turn:
-            if self._main is None:
-                self._open_main()
-            assert self._main is not None
-            with told(self.folder / MAIN, "read"):
-                return _token(self._main)
 
 
 def _salvage(path: Path) -> Iterator[StoredMessage]:

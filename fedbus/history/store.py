@@ -13,7 +13,7 @@ from fedbus.history.incoming import Written
 from fedbus.history.options import HistoryOptions
 from fedbus.history.query import HistoryQuery
 from fedbus.history.stored import StoredMessage
-from fedbus.model.message import Message
+from fedbus.model.message import Message, MessageKey
 from fedbus.model.position import FencingToken
 from fedbus.texts.texts import Texts
 
@@ -30,12 +30,25 @@ class PartitionState:
     fault: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class StoreFault:
+    """Something that is wrong with a store; *aside*: the partition ``where`` has to be set aside to mend it."""
+
+    where: str
+    text: str
+    aside: bool
+
+
 class HistoryStore(Protocol):
     """Messages, each once, kept and found again. Any thread may use it; close it with ``with``."""
 
     @property
     def shown(self) -> str:
         """Where it is, for people."""
+
+    @property
+    def token(self) -> int:
+        """The highest fencing token that was written with."""
 
     def write(self, messages: Iterable[Message], *, texts: Texts | None = None, token: int = NO_TOKEN) -> Written:
         """Keep those of *messages* that are not here yet; on return they outlive the machine.
@@ -46,6 +59,13 @@ class HistoryStore(Protocol):
             Fenced: A writer with a higher *token* was here; step down.
             HistoryUnavailable: Not now; call again with the same.
             HistoryDamaged: The store has to be mended first.
+        """
+
+    def place_of(self, key: MessageKey) -> int | None:
+        """Return the place of the message with that key; None where it is not in the history.
+
+        Raises:
+            HistoryError: The store cannot be read.
         """
 
     def find(self, query: HistoryQuery) -> Iterator[StoredMessage]:
@@ -82,8 +102,11 @@ class HistoryStore(Protocol):
             Fenced, HistoryError: As :meth:`write`.
         """
 
-    def faults(self) -> Iterator[tuple[str, str]]:
-        """Yield (where, what) of each fault of the store as such; reads all of it. Seals are not looked at."""
+    def faults(self) -> Iterator[StoreFault]:
+        """Yield what is wrong with the store as such; reads all of it. Seals are not looked at."""
+
+    def settle(self) -> None:
+        """Forget what was noted of damage: what was missing was read again."""
 
     def set_aside(self, where: str) -> Iterator[StoredMessage]:
         """Take a damaged partition out of the store, and yield what of it can still be read."""
