@@ -32,6 +32,12 @@ _DUNST = """\
     stack_duplicates = false
     history_length = 200
     notification_limit = 0
+[urgency_low]
+    timeout = 101
+[urgency_normal]
+    timeout = 102
+[urgency_critical]
+    timeout = 103
 """
 _PATIENCE = 30.0
 

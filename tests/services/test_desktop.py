@@ -82,6 +82,23 @@ def test_what_is_shown_is_the_text_whether_the_server_knows_markup_or_not(sessio
         assert entry["body"] == SHOWN_BODY
 
 
+def test_rules_say_how_urgent_messages_are(session, notifier):
+    session.start_bus()
+    session.start_server()
+    one = notifier(
+        rules=[
+            {"topics": ["koji.package.build.fail"], "urgency": "critical"},
+            {"topics": ["koji.*.start"], "urgency": "low"},
+            {"topics": ["bodhi"], "show": False},
+        ]
+    )
+    for topic in ("koji.package.build.fail", "koji.build.start", "koji.tag.add", "bodhi.update.create"):
+        one.consume(message({"title": topic, "summary": ""}, f"org.example.dev.{topic}"))
+    # the server gives each urgency a time of its own, in microseconds
+    shown = {entry["summary"]: entry["timeout"] // 1_000_000 for entry in session.history()}
+    assert shown == {"koji.package.build.fail": 103, "koji.build.start": 101, "koji.tag.add": 102}
+
+
 def test_what_comes_too_fast_is_counted_and_told_together(session, notifier):
     session.start_bus()
     session.start_server()
