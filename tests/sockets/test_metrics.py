@@ -18,11 +18,12 @@ from pathlib import Path
 import pytest
 from buses import GIT, KOJI, PATIENCE, join, quick, take, take_until
 
+import fedbus
 from fedbus import Bus, Loss
 from fedbus.clock import SystemClock
 from fedbus.errors import BindError, ConfigError
 from fedbus.monitor import http as monitor_http
-from fedbus.monitor.http import Answer, StatusServer, json_answer
+from fedbus.monitor.http import Answer, StatusServer, daemon_pages, json_answer
 from fedbus.transport.state import LossCause, Mode
 from tests.support import wait_until
 
@@ -281,6 +282,25 @@ HOST = b"Host: 127.0.0.1\r\n"
         (b"GET /metrics HTTP/1.1\r\n" + HOST + b"X\x00: 1\r\n\r\n", {400}),
         (b"GET /metrics HTTP/1.1\r\n" + HOST + b" folded: 1\r\n\r\n", {200, 400}),
         (b"GET /metrics HTTP/9.9\r\n" + HOST + b"\r\n", {400, 505}),
+        (b"GET /metrics HTTP/1.1\r\n" + HOST + b"Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n", {400}),
+        (b"GET /metrics HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: identity, chunked\r\n\r\n0\r\n\r\n", {400, 501}),
+        (b"GET /metrics HTTP/1.1\r\n" + HOST + b"Content-Length: 0x4\r\n\r\nabcd", {400}),
+        (b"GET /metrics HTTP/1.1\r\n" + HOST + b"Content-Length: 4, 4\r\n\r\nabcd", {400, 413}),
+        (
+            b"GET /metrics HTTP/1.1\r\n" + HOST + b"Content-Length: 9\r\n\r\nGET /where HTTP/1.1\r\n" + HOST + b"\r\n",
+            {400, 413},
+        ),
+        (
+            b"GET /metrics HTTP/1.1\r\n" + HOST + b"Upgrade: h2c\r\nConnection: Upgrade\r\n\r\nPRI * HTTP/2.0\r\n\r\n",
+            {200},
+        ),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", {400}),
+        (b"GET /metrics HTTP/1.1\nHost: 127.0.0.1\n\nGET /where HTTP/1.1\nHost: 127.0.0.1\n\n", {200, 400}),
+        (b"GET /metrics HTTP/1.1\r\n" + HOST + b"X-Forwarded-Host: evil.example\r\n\r\n", {200}),
+        (b"GET //evil.example/metrics HTTP/1.1\r\n" + HOST + b"\r\n", {404}),
+        (b"GET /metrics/ HTTP/1.1\r\n" + HOST + b"\r\n", {404}),
+        (b"GET /metrics%2f..%2fready HTTP/1.1\r\n" + HOST + b"\r\n", {404}),
+        (b"GET /metrics HTTP/1.1\r\n" + HOST + b"Range: bytes=0-0,0-0,0-0,0-0\r\n\r\n", {200, 416}),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 300 + b"\r\n\r\n", {400}),
         (b"GET /metrics HTTP/1.1\r\n" + HOST + b"Range: bytes=-99999999999999999999,a-b\r\n\r\n", {200, 416}),
     ],
@@ -292,6 +312,67 @@ def test_what_no_monitor_asks_gets_an_error_and_the_port_goes_on(
     # nothing at all is an answer too: the connection was closed; and never is a second request taken from the first
     assert len(found) <= 1 and set(found) <= allowed
     assert get(server.address, "/metrics") == (200, "a 1\n")
+
+
+@pytest.mark.badinput("B49")
+def test_a_part_of_a_page_is_never_served(server: StatusServer) -> None:
+    for wanted in (b"bytes=0-0", b"bytes=5-2", b"bytes=-1", b"lines=1-2", b"bytes=" + b"0-1," * 500):
+        answer = raw(server, b"GET /metrics HTTP/1.1\r\n" + HOST + b"Range: " + wanted + b"\r\n\r\n")
+        assert statuses(answer) == [200] and answer.endswith(b"\r\n\r\na 1\n") and b"Content-Range" not in answer
+
+
+@pytest.mark.badinput("B49")
+def test_a_port_without_a_host_is_one_of_the_loopback() -> None:
+    one = StatusServer(":0", {"/a": lambda here: json_answer(200, {})}, owner="hub", setting="hub.http")
+    one.start()
+    try:
+        # proc(5): of all sockets that listen (0A) on this port the address is 127.0.0.1
+        listening = re.findall(rf" ([0-9A-F]+):{one.port:04X} [0-9A-F]+:0000 0A ", Path("/proc/net/tcp").read_text())
+        assert listening == ["0100007F"]
+    finally:
+        one.stop()
+
+
+@pytest.mark.badinput("B49")
+def test_the_pages_of_a_daemon_tell_others_neither_topics_nor_reasons() -> None:
+    reasons = ["consumer irc: busy with org.example.dev.koji.secret.build"]
+    alive = [True]
+    pages = daemon_pages(live=lambda: alive[0], reasons=lambda: reasons, metrics=lambda: "a 1\n")
+    assert set(pages) == {"/live", "/ready", "/metrics"}
+    status, kind, text = pages["/ready"](False)
+    assert (status, kind) == (503, "application/json")
+    assert json.loads(text) == {"ready": False, "reasons": ["1, told on this host only"]}
+    assert json.loads(pages["/ready"](True).text) == {"ready": False, "reasons": reasons}
+    assert all("secret" not in pages[path](False).text for path in pages)
+    reasons.clear()
+    assert pages["/ready"](False) == Answer(200, "application/json", '{"ready": true, "reasons": []}\n')
+    assert pages["/live"](False).status == 200
+    alive[0] = False
+    assert pages["/live"](False).status == 503
+    found = samples(pages["/metrics"](False).text)
+    assert found["a", ()] == 1.0
+    assert value(found, "build_info", version=fedbus.__version__) == 1
+    for name in ("cpu_seconds_total", "threads", "resident_memory_bytes", "open_fds", "max_fds", "start_time_seconds"):
+        assert found[f"process_{name}", ()] > 0, name
+
+
+def test_a_program_with_a_port_says_when_it_is_not_as_it_should_be(bus_folder: Path) -> None:
+    class Later(SystemClock):
+        ahead = 0.0
+
+        def wall(self) -> float:
+            return super().wall() + self.ahead
+
+    clock = Later()
+    with Bus(quick(bus_folder), clock=clock) as bus:
+        server = bus.serve_metrics("127.0.0.1:0")
+        with bus.publisher(KOJI) as koji:
+            koji.publish(TOPIC, {})
+            assert get(server.address, "/ready") == (200, '{"ready": true, "reasons": []}\n')
+            clock.ahead = 4000 * 86400
+            status, text = get(server.address, "/ready")
+            assert status == 503 and "certificate has expired" in text
+        assert get(server.address, "/ready")[0] == 200  # closed, and nobody's concern
 
 
 @pytest.mark.badinput("B49")
