@@ -58,7 +58,9 @@ def examples() -> list[tuple[str, dict[str, Any]]]:
     texts = [re.sub(r"(?m)^   ", "", one) for one in re.findall(r"code-block:: yaml\n.*\n\n((?:   .*\n|\n)+)", PAGE)]
     sample = (ROOT / "etc" / "fedbus.d" / "40-hub.yaml").read_text("utf-8")
     texts.append(re.sub(r"(?m)^  #", "  ", sample))
-    found = [pair for text in texts for pair in yaml.safe_load(text.replace("${HOME}", "/home/me"))["consumers"].items()]
+    found = [
+        pair for text in texts for pair in yaml.safe_load(text.replace("${HOME}", "/home/me"))["consumers"].items()
+    ]
     mine = tuple(f"fedbus_consumers.{name}" for name in SHIPPED)
     return [(name, given) for name, given in found if given["use"] in mine]
 
