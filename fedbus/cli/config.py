@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,14 @@ Examples:
   fedbus config --all                 those that are not set too, with their defaults
   fedbus config endpoints.koji.build01.publish
   fedbus config endpoints --json | jq
+  fedbus config import-fedmsg /etc/fedmsg.d > /etc/fedbus.d/20-fedmsg.yaml
+"""
+
+_IMPORT_EXAMPLES = """\b
+Examples:
+  fedbus config import-fedmsg /etc/fedmsg.d
+  fedbus config import-fedmsg /etc/fedmsg.d --write /etc/fedbus.d/20-fedmsg.yaml
+  fedbus config import-fedmsg /etc/fedmsg.d --json | jq '.keys[] | select(.status == "needs a hand")'
 """
 
 _SECRET = re.compile(r"password|passphrase|secret|token|credential", re.IGNORECASE)
@@ -30,13 +39,31 @@ _HIDDEN = "********"
 _DEFAULT = "default"
 
 
-@click.command("config", epilog=_EXAMPLES)
+class _Config(click.Group):
+    """`fedbus config [KEY]` shows, as it always did; behind another word of its own it does something else."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not any(one in self.commands for one in args):
+            # options of `show` stand there, or a KEY; --help is answered by the group, which names its commands
+            args = args if args == ["--help"] else ["show", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group("config", cls=_Config, epilog=_EXAMPLES)
+def config() -> None:
+    """Show the merged configuration; translate one of fedmsg.
+
+    `fedbus config [KEY]` is short for `fedbus config show [KEY]`.
+    """
+
+
+@config.command("show", epilog=_EXAMPLES)
 @click.argument("key", required=False)
 @click.option("--json", "as_json", is_flag=True, help="The values as one JSON object.")
 @click.option("--origins", is_flag=True, help="With --json or KEY: say file and line of each value too.")
 @click.option("--all", "everything", is_flag=True, help="Show what is not set too, with its default.")
 @click.pass_context
-def config(ctx: click.Context, key: str | None, as_json: bool, origins: bool, everything: bool) -> None:
+def show(ctx: click.Context, key: str | None, as_json: bool, origins: bool, everything: bool) -> None:
     """Show the merged configuration, or the part of it named KEY.
 
     Passwords, tokens and other secrets are shown as stars; durations and sizes with their units, in JSON as numbers of
@@ -55,6 +82,76 @@ def config(ctx: click.Context, key: str | None, as_json: bool, origins: bool, ev
         width = min(60, max((len(line) for line, _ in lines), default=0))
         for line, origin in lines:
             click.echo(f"{line:<{width}}  # {_short(origin, settings.directory)}")
+
+
+@config.command("import-fedmsg", epilog=_IMPORT_EXAMPLES)
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option(
+    "--write",
+    "target",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write the YAML to a new file instead of stdout.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object: the YAML as text, and a row for each key.")
+@click.pass_context
+def import_fedmsg(ctx: click.Context, folder: Path, target: Path | None, as_json: bool) -> int:
+    """Translate a fedmsg.d folder, without running what is in it.
+
+    Its files are Python; they are parsed, and what is plain in them (texts, numbers, lists, dicts, and what is put
+    together from these) is taken. Whatever else stands there is named with its file and line. The YAML goes to stdout,
+    and a line for each key to stderr: translated, no counterpart (and why), or needs a hand.
+
+    Exit codes: 0 nothing is left to do by hand, 1 something is, 3 there is no configuration of fedmsg.
+    """
+    from fedbus.cli.common import notice
+    from fedbus.cli.escaping import escape
+    from fedbus.fedmsg.evaluate import read_folder
+    from fedbus.fedmsg.translate import translate
+
+    found = read_folder(folder)
+    if not found.keys:
+        problems = [f"{folder}/{problem}" for problem in found.problems]
+        raise ConfigError([*problems, f"{folder}: no *.py file there sets `config`, so there is nothing to translate"])
+    translation = translate(found)
+    text = translation.yaml()
+    rows = [*translation.rows, *_refused_rows(translation.values)]
+    code = 0 if translation.whole and len(rows) == len(translation.rows) else 1
+    if target is not None:
+        with os.fdopen(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
+            file.write(text)
+    if as_json:
+        keys = [dataclasses.asdict(row) for row in rows]
+        click.echo(json.dumps({"yaml": text, "keys": keys, "files": found.files}, indent=2))
+        return code
+    if target is None:
+        click.echo(text, nl=False)
+    if not (ctx.obj or {}).get("quiet"):
+        width = min(40, max(len(row.key) for row in rows))
+        for row in rows:
+            where = f" ({row.origin})" if row.origin else ""
+            notice(f"{row.status:<14} {escape(row.key):<{width}} {escape(row.text)}{where}")
+    return code
+
+
+def _refused_rows(values: dict[str, Any]) -> Iterator[Any]:
+    """Yield what our own loader has to say against the translation."""
+    import tempfile
+
+    import yaml
+
+    from fedbus.fedmsg.keys import HAND
+    from fedbus.fedmsg.translate import Row
+
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "translation.yaml"
+        path.touch(mode=0o600)
+        path.write_text(yaml.safe_dump(values))
+        try:
+            Settings.load(place, {})
+        except ConfigError as error:
+            for problem in error.problems:
+                yield Row("", HAND, f"our own loader refuses it: {problem.replace(f'{place}/', '')}", "")
 
 
 Row = tuple[KeyPath, Any, str]
@@ -94,6 +191,7 @@ def _defaults(settings: Settings) -> Iterator[tuple[KeyPath, Any]]:
         "subscriber": settings.subscriber,
         "limits": settings.limits,
         "relay": settings.relay,
+        "fedmsg": settings.fedmsg,
         "metrics": settings.metrics,
         "hub": settings.hub,
         "log": settings.log,
@@ -102,6 +200,8 @@ def _defaults(settings: Settings) -> Iterator[tuple[KeyPath, Any]]:
         for field in dataclasses.fields(section):
             if (name, field.name) != ("journal", "directory"):
                 yield (name, field.name), getattr(section, field.name)
+    for field in dataclasses.fields(settings.bridge):
+        yield ("bridge", "fedmsg", field.name), getattr(settings.bridge, field.name)
     yield ("discovery", "look_interval"), settings.discovery.look_interval
     dns = settings.discovery.dns
     for field in dataclasses.fields(dns) if dns is not None else ():
