@@ -13,9 +13,10 @@ from fedbus import FedbusError, parse_duration
 
 from .pacing import Backlog, Bucket, Pauses
 from .rules import Seen, topic_filters
-from .session import Ended, Session
+from .session import Session
 from .settings import ChannelOptions, NetworkOptions
 from .text import Entry, clean
+from .wire import Ended
 
 log = logging.getLogger(__name__)
 
@@ -175,8 +176,12 @@ class Network:
         now = time.monotonic()
         if now > self._slow_until:
             self._bucket.rate = self.options.lines_per_second
-        while (pause := self._bucket.take(time.monotonic())) > 0.0:
+        while (pause := self._bucket.wait(time.monotonic())) > 0.0:
             await asyncio.sleep(pause)
+
+    def spend(self) -> None:
+        """A line is written; what a handshake takes, and answers to PING, count as well."""
+        self._bucket.spend(time.monotonic())
 
     def next_job(self, session: Session) -> tuple[Channel, Entry | None, list[str]] | None:
         """Return what is to be said next, as lines: an answer, or something of each channel in turn."""
@@ -232,7 +237,7 @@ class Network:
             return
         options = self.options
         allowed = account.lower() in options.accounts or any(one.fullmatch(source.lower()) for one in options.hostmasks)
-        if not allowed or self._commands.take(time.monotonic()):
+        if not allowed or not self._commands.take(time.monotonic()):
             return
         log.info("irc %s: %s asks %s in %s", options.name, clean(source, 100), clean(text, 100), channel.name)
         if word == "!status":

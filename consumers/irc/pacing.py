@@ -10,6 +10,7 @@ from collections.abc import Callable
 from .settings import NetworkOptions
 from .text import MORE, Entry, clean
 
+_DEBT = 10.0  # lines that were sent without waiting, at most, and are waited for later
 _SUMMARY_SECONDS = 10.0  # between two "… and 214 more" in a channel where messages are being left out
 _QUIET_SECONDS = 2.0  # without one more left out, and the summary stands right where they are missing
 
@@ -21,14 +22,26 @@ class Bucket:
         self.rate, self.burst = rate, burst
         self._level, self._at = float(burst), float("-inf")
 
-    def take(self, now: float) -> float:
-        """Take a token and return 0.0, or return the seconds until there is one."""
+    def wait(self, now: float) -> float:
+        """Return the seconds until there is a token, 0.0 when there is one."""
+        self._refill(now)
+        return 0.0 if self._level >= 1.0 else (1.0 - self._level) / self.rate
+
+    def spend(self, now: float) -> None:
+        """Take a token, which may be one of those to come: some lines cannot wait."""
+        self._refill(now)
+        self._level = max(self._level - 1.0, -_DEBT)
+
+    def take(self, now: float) -> bool:
+        """Take a token if there is one, and say whether there was."""
+        if self.wait(now):
+            return False
+        self.spend(now)
+        return True
+
+    def _refill(self, now: float) -> None:
         self._level = min(self.burst, self._level + max(0.0, now - self._at) * self.rate)
         self._at = now
-        if self._level >= 1.0:
-            self._level -= 1.0
-            return 0.0
-        return (1.0 - self._level) / self.rate
 
 
 class Backlog:

@@ -18,7 +18,6 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import pydle
-from pydle.connection import Connection
 from pydle.features.ircv3.cap import NEGOTIATING, CapabilityNegotiationSupport
 from pydle.features.ircv3.tags import TaggedMessage, TaggedMessageSupport
 from pydle.features.isupport import ISUPPORTSupport
@@ -26,8 +25,8 @@ from pydle.features.isupport import ISUPPORTSupport
 from fedbus import ConfigError
 
 from .pacing import cause_of
-from .settings import NetworkOptions
 from .text import LINE_BYTES, clean
+from .wire import READ_BYTES, Ended, Wire
 
 if TYPE_CHECKING:
     from .network import Channel, Network
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _LONGEST_USER, _LONGEST_HOST = 21, 64  # assumed until the server tells ours
-_READ_BYTES = 16 * 1024  # of one line; 512 and tags of 8191 are allowed
 _READ_LINES, _READ_SECONDS = 100, 0.05  # a server that sends more lines than that has to wait
 _REGISTER_SECONDS = 60.0  # from the first byte to the welcome
 _IDLE_SECONDS = 90.0  # without a line before we ask whether the server is there, and once more before we give up
@@ -59,48 +57,6 @@ _HANDLED = frozenset(
 )
 
 
-class Ended(Exception):
-    """The connection is over; *cause* is one of the words that `Pauses` knows."""
-
-    def __init__(self, cause: str, text: str) -> None:
-        super().__init__(text)
-        self.cause = cause
-
-
-class _Wire(Connection):  # type: ignore[misc]  # pydle has no types
-    """A socket with a bound for lines, and with TLS as configured."""
-
-    def __init__(self, options: NetworkOptions) -> None:
-        super().__init__(options.server, options.port, tls=options.tls)
-        self._options = options
-
-    async def connect(self) -> None:
-        options = self._options
-        more: dict[str, Any] = {}
-        if options.tls:
-            self.tls_context = self.create_tls_context()
-            more = {"ssl": self.tls_context, "server_hostname": options.tls_name}
-        else:
-            more = {"happy_eyeballs_delay": 0.25}
-        self.reader, self.writer = await asyncio.open_connection(
-            options.server, options.port, limit=_READ_BYTES, **more
-        )
-        self.writer.transport.set_write_buffer_limits(high=4096)
-
-    def create_tls_context(self) -> ssl.SSLContext:
-        """Verify the server's certificate and name, always; TLS 1.2 at least."""
-        options = self._options
-        try:
-            context = ssl.create_default_context(cafile=options.tls_ca)
-            if options.tls_certificate:
-                context.load_cert_chain(options.tls_certificate, options.tls_key)
-        except (OSError, ssl.SSLError) as error:
-            files = ", ".join(filter(None, [options.tls_ca, options.tls_certificate, options.tls_key]))
-            raise Ended("tls", f"cannot use {files}: {error}") from None
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        return context
-
-
 _Base: Any = pydle.featurize(ISUPPORTSupport, TaggedMessageSupport, CapabilityNegotiationSupport)
 
 
@@ -110,7 +66,7 @@ class Session(_Base):  # type: ignore[misc]
     def __init__(self, network: Network) -> None:
         options = network.options
         super().__init__(options.nick, options.other_nicks, username=options.user, realname=options.realname)
-        self.network = network
+        self.home = network  # `network` is what pydle calls the name that the server gives to its own
         self.options = options
         self.logged_in = ""
         self.garbage = 0
@@ -151,7 +107,7 @@ class Session(_Base):  # type: ignore[misc]
 
     async def _run(self) -> None:
         self.encoding = "utf-8"
-        self.connection = _Wire(self.options)
+        self.connection = Wire(self.options)
         if self.options.password is not None:
             self.password = self.options.password.read()
         try:
@@ -162,7 +118,7 @@ class Session(_Base):  # type: ignore[misc]
                     await self._read_line()
         except TimeoutError:
             raise Ended("lost", f"no welcome within {_REGISTER_SECONDS:.0f} s") from None
-        self.network.connected(self)
+        self.home.connected(self)
         parts = [asyncio.create_task(part) for part in (self._read(), self._write(), self._keep())]
         try:
             done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
@@ -209,7 +165,7 @@ class Session(_Base):  # type: ignore[misc]
         try:
             data = await self.connection.reader.readline()
         except ValueError:
-            raise Ended("garbage", f"a line of more than {_READ_BYTES} bytes") from None
+            raise Ended("garbage", f"a line of more than {READ_BYTES} bytes") from None
         if not data.endswith(b"\n"):
             raise Ended("lost", "the server closed the connection")
         if not data.strip():
@@ -250,7 +206,7 @@ class Session(_Base):  # type: ignore[misc]
     # --- writing ----------------------------------------------------------------------------------------------------
 
     async def rawmsg(self, command: str, *args: str, **kwargs: Any) -> None:
-        """Write one line at once; `Network.slot` is what keeps the rate."""
+        """Write one line at once; `Network.slot` is what is waited for first, where there is no hurry."""
         if command != "MODE":  # which pydle asks for after each JOIN, and nobody needs
             await super().rawmsg(command, *args, **kwargs)
 
@@ -263,6 +219,7 @@ class Session(_Base):  # type: ignore[misc]
         if writer is None or writer.is_closing():
             raise ConnectionResetError("the connection is closed")
         writer.write(data)
+        self.home.spend()
         try:
             async with asyncio.timeout(_SEND_SECONDS):
                 await writer.drain()
@@ -278,24 +235,24 @@ class Session(_Base):  # type: ignore[misc]
 
     async def _write(self) -> None:
         while True:
-            job = self.network.next_job(self)
+            job = self.home.next_job(self)
             if job is None:
-                await self.network.wait_for_work()
+                await self.home.wait_for_work()
                 continue
             channel, entry, lines = job
             command = channel.options.command
             said = False
             try:
                 for line in lines:
-                    await self.network.slot()
+                    await self.home.slot()
                     await self.rawmsg(command, channel.name, line)
                     said = True
             except BaseException:
                 if entry is not None and not said:
-                    self.network.give_back(channel, entry)
+                    self.home.give_back(channel, entry)
                 raise
             if entry is not None:
-                self.network.was_said(channel, entry)
+                self.home.was_said(channel, entry)
 
     # --- channels and nick ------------------------------------------------------------------------------------------
 
@@ -309,19 +266,20 @@ class Session(_Base):  # type: ignore[misc]
         self._nick_at = time.monotonic()
         while True:
             now = time.monotonic()
-            for channel in self.network.channels:
+            for channel in self.home.channels:
                 if not channel.joined and now >= channel.join_at and not self._closing:
-                    await self.network.slot()
-                    # without an answer it is tried again, ever more rarely
-                    self._join_later(channel, self.options.retry_pause * 4)
+                    await self.home.slot()
+                    channel.join_at = now + self.options.retry_pause * 12  # if there is no answer
                     key = channel.options.key
                     await self.rawmsg("JOIN", channel.name, *([key.read()] if key is not None else []))
             if not self.is_same_nick(self.nickname, self.options.nick) and now >= self._nick_at:
                 self._nick_at = now + max(_NICK_SECONDS, self.options.retry_pause)
                 await self._recover()
-            await self.network.wait_a_little()
+            await self.home.wait_a_little()
 
-    def _join_later(self, channel: Channel, first: float) -> None:
+    def _join_later(self, channel: Channel) -> None:
+        """Try again after a pause that grows with each refusal."""
+        first = self.options.retry_pause * 2
         channel.join_pause = min(max(first, 2 * channel.join_pause), max(_JOIN_SECONDS, first))
         channel.join_at = time.monotonic() + channel.join_pause * (1.0 + 0.25 * random.random())
 
@@ -329,7 +287,7 @@ class Session(_Base):  # type: ignore[misc]
         if channel.joined and time.monotonic() - channel.joined_at > max(600.0, 2 * channel.join_pause):
             channel.join_pause = 0.0
         channel.joined = False
-        self._join_later(channel, self.options.retry_pause * 2)
+        self._join_later(channel)
         log.warning(
             "irc %s: %s in %s: %s; again in %.0f s",
             *(self.options.name, "no longer" if text.startswith("kicked") else "not", channel.name, text),
@@ -339,10 +297,10 @@ class Session(_Base):  # type: ignore[misc]
     async def _recover(self) -> None:
         """Ask for our nick; where services keep it for us, they are told first."""
         if self.options.recover != "nick" and self.logged_in:
-            await self.network.slot()
+            await self.home.slot()
             await self.rawmsg("PRIVMSG", "NickServ", f"{self.options.recover.upper()} {self.options.nick}")
         if self.options.recover != "regain" or not self.logged_in:
-            await self.network.slot()
+            await self.home.slot()
             await self.rawmsg("NICK", self.options.nick)
 
     def _next_nick(self) -> str:
@@ -372,7 +330,7 @@ class Session(_Base):  # type: ignore[misc]
 
     async def on_raw_cap_ls(self, params: list[str]) -> None:
         more = len(params) > 1 and params[0] == "*"
-        self._caps = f"{self._caps} {params[-1]}"[:_READ_BYTES]
+        self._caps = f"{self._caps} {params[-1]}"[:READ_BYTES]
         if not more:
             caps, self._caps = self._caps, ""
             if self.options.sasl and not self.registered and "sasl" not in [one.split("=")[0] for one in caps.split()]:
@@ -477,7 +435,7 @@ class Session(_Base):  # type: ignore[misc]
             if channel is not None:
                 channel.joined, channel.joined_at = True, time.monotonic()
                 log.info("irc %s: joined %s", self.options.name, name)
-                self.network.wake()
+                self.home.wake()
                 if self.options.accounts and "WHOX" in self._isupport:
                     await self.rawmsg("WHO", name, "%tna,370")
 
@@ -530,7 +488,7 @@ class Session(_Base):  # type: ignore[misc]
     def _nick_is_free(self, nick: str) -> None:
         if self.is_same_nick(nick, self.options.nick) and not self.is_same_nick(nick, self.nickname):
             self._nick_at = 0.0
-            self.network.stir()
+            self.home.stir()
 
     async def on_raw_part(self, message: Any) -> None:
         nick, _ = self._parse_user(message.source)
@@ -574,7 +532,7 @@ class Session(_Base):  # type: ignore[misc]
     on_raw_408 = on_raw_404
 
     def _channel(self, name: str) -> Channel | None:
-        return next((one for one in self.network.channels if self.is_same_channel(one.name, name)), None)
+        return next((one for one in self.home.channels if self.is_same_channel(one.name, name)), None)
 
     def people(self, name: str) -> Iterable[str]:
         """Return the nicks in a channel."""
@@ -587,9 +545,9 @@ class Session(_Base):  # type: ignore[misc]
         channel = self._channel(target)
         if channel is not None and text.startswith("!") and channel.joined:
             nick, _ = self._parse_user(message.source)
-            for reply in self.network.command(channel, nick, message.source, self._account(message, nick), text):
+            for reply in self.home.command(channel, nick, message.source, self._account(message, nick), text):
                 self.replies.append((channel.name, reply))
-            self.network.wake()
+            self.home.wake()
 
     def _account(self, message: Any, nick: str) -> str:
         """Return the services account of who said *message*, only where the server keeps us informed of it."""
@@ -601,8 +559,8 @@ class Session(_Base):  # type: ignore[misc]
         return ""
 
 
-for _number in _CANNOT_JOIN:
-    setattr(Session, f"on_raw_{_number}", Session._cannot_join)
+for _numeric in _CANNOT_JOIN:
+    setattr(Session, f"on_raw_{_numeric}", Session._cannot_join)
 
 
 def _number(value: Any) -> int:

@@ -25,16 +25,26 @@ def test_a_bucket_never_gives_more_than_its_burst_and_its_rate(rate: float, burs
     bucket, now, given_out = Bucket(rate, burst), 0.0, 0
     for step in steps:
         now += step
-        while not bucket.take(now):
+        while bucket.take(now):
             given_out += 1
         assert given_out <= burst + rate * now + 1e-6
 
 
 def test_a_bucket_tells_when_the_next_token_comes() -> None:
     bucket = Bucket(0.5, 1)
-    assert bucket.take(10.0) == 0.0
-    assert bucket.take(10.0) == pytest.approx(2.0)
-    assert bucket.take(12.0) == 0.0
+    assert bucket.take(10.0)
+    assert bucket.wait(10.0) == pytest.approx(2.0)
+    assert bucket.take(12.0)
+
+
+def test_what_could_not_wait_is_waited_for_later_but_not_for_ever() -> None:
+    bucket = Bucket(1.0, 4)
+    for _ in range(10):
+        bucket.spend(0.0)
+    assert bucket.wait(0.0) == pytest.approx(7.0)
+    for _ in range(1000):
+        bucket.spend(0.0)
+    assert bucket.wait(0.0) == pytest.approx(11.0)
 
 
 @given(st.integers(1, 10), st.lists(st.one_of(st.none(), st.integers(0, 3)), max_size=200))
