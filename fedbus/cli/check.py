@@ -23,6 +23,7 @@ from fedbus.cli.health import CRITICAL, OK, UNKNOWN, WARNING, Result, Thresholds
 from fedbus.cli.report import FORMATS, Found, exit_code, render, write
 from fedbus.clock import SystemClock
 from fedbus.config.lint import VERBS, Finding, lint
+from fedbus.config.schemas import load as load_schemas
 from fedbus.config.settings import Settings
 from fedbus.errors import ConfigError, JournalError, KeysError
 from fedbus.journal.reader import JournalReader
@@ -255,7 +256,9 @@ def check_topics(ctx: click.Context, topics: tuple[str, ...], verbs: tuple[str, 
 
 
 def _settings(ctx: click.Context) -> Settings:
-    return Settings.load((ctx.find_object(dict) or {}).get("config"))
+    settings = Settings.load((ctx.find_object(dict) or {}).get("config"))
+    load_schemas(settings)  # whoever publishes or reads would refuse what is wrong there
+    return settings
 
 
 def _check_keys(settings: Settings, now: float, expiries: list[Expiry]) -> list[Result]:

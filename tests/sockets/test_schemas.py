@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from buses import KOJI, PATIENCE, join, take
 
-from fedbus import Bus, SchemaError
+from fedbus import Bus, RelayPublisher, SchemaError
 from fedbus.errors import ConfigError
 from tests.support import wait_until
 
@@ -126,3 +126,18 @@ def test_consumers_get_the_texts_of_the_configuration(open_bus: Callable[..., Bu
         with bus.hub([Say()]):
             wait_until(lambda: said, PATIENCE)
     assert said == ["bash is built by ralph"]
+
+
+def test_what_does_not_fit_is_not_spooled_for_a_relay_that_is_away(bus_folder: Path) -> None:
+    write(bus_folder, "koji.json", SCHEMA)
+    endpoints = bus_folder / "20-endpoints.yaml"
+    endpoints.write_text(endpoints.read_text("utf-8").replace(f"  {KOJI}:\n", f"  {KOJI}:\n    relay: true\n"), "utf-8")
+    with Bus.open(bus_folder) as bus:
+        koji = bus.publisher(KOJI)
+        assert isinstance(koji, RelayPublisher)
+        with pytest.raises(SchemaError):
+            koji.publish(TOPIC, {"n": 1})
+        with pytest.raises(SchemaError):
+            koji.publish_json(TOPIC, b"{}")
+        assert koji.publish(TOPIC, {"package": "bash"}, timeout=1.0).spooled
+        assert koji.stats.spooled == 1

@@ -304,9 +304,8 @@ def schema_keys(part: dict[str, Any], path: str = "") -> Iterator[str]:
         if "$ref" in inner:
             inner = definitions[inner["$ref"].rpartition("/")[2]]
         rest = inner.get("additionalProperties")
-        if path.startswith("endpoints") and key == "kafka":
-            yield here
-        elif isinstance(rest, dict) and not rest.keys() & {"properties", "$ref"}:
+        plain = isinstance(rest, dict) and not rest.keys() & {"properties", "$ref"}
+        if plain or (path.startswith("endpoints") and key == "kafka"):
             yield here
         elif isinstance(rest, dict):
             found = definitions[rest["$ref"].rpartition("/")[2]] if "$ref" in rest else rest

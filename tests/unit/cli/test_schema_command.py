@@ -116,8 +116,13 @@ def test_what_a_body_holds_is_shown_escaped(fedbus: Run, schemas: Path) -> None:
 
 def test_a_faulty_schema_is_a_fault_of_the_configuration(fedbus: Run, schemas: Path) -> None:
     (schemas / "bad.json").write_text('{"type": "nothing"}')
-    for arguments in (["list"], ["check", "koji", "{}"], ["asyncapi"]):
-        done = fedbus("schema", *arguments)
+    for arguments in (
+        ["schema", "list"],
+        ["schema", "check", "koji", "{}"],
+        ["schema", "asyncapi"],
+        ["check", "config"],
+    ):
+        done = fedbus(*arguments)
         assert done.returncode == 3
         assert "bad.json: type: " in done.stderr
 
