@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @wanted(0.0)
 @click.option(
     "--lines",
-    type=click.File("rb"),
+    type=click.Path(allow_dash=True, dir_okay=False),
     metavar="FILE",
     help="Check the lines of an export instead; - is stdin.",
 )
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 def verify(
     context: click.Context,
     /,
-    lines: BinaryIO | None,
+    lines: str | None,
     skip_files: bool,
     as_json: bool,
     store: str | None,
@@ -51,7 +51,8 @@ def verify(
     """
     settings = load_settings(context)
     if lines is not None:
-        return _verify_lines(settings, lines, as_json)
+        with click.open_file(lines, "rb") as file:
+            return _verify_lines(settings, file, as_json)
     doubts = Doubts(quiet=as_json)
     faults: list[dict[str, str]] = []
     with open_store(settings, store) as opened:
@@ -99,7 +100,7 @@ def verify(
     return code or (1 if faults else 0)
 
 
-def _verify_lines(settings: Settings, lines: BinaryIO, as_json: bool) -> int:
+def _verify_lines(settings: Settings, lines: IO[bytes], as_json: bool) -> int:
     from fedbus.history.verify import SealCheck, State, check_line
 
     verifier = verifier_of(settings)
