@@ -186,6 +186,7 @@ class Bus:
             clock=self._clock,
             may_publish=(lambda topic: self._check_policy(endpoint, topic)) if check_policy else None,
             gate=self._open_gate(),
+            schemas=self.schemas,
         )
         self._fedmsg_publishers.append(publisher)
         return publisher
@@ -627,7 +628,8 @@ class Bus:
         if known is not None and loaded is not None:
             known[0].adopt(loaded.schemas, settings.schemas)
             known[1].adopt(loaded.rules)
-            publishers: list[Publisher | RelayPublisher] = [*self._publishers, *self._relayed]
+            publishers: list[Publisher | RelayPublisher | FedmsgPublisher]
+            publishers = [*self._publishers, *self._relayed, *self._fedmsg_publishers]
             for publisher in publishers:
                 publisher.forget_topics()
         self.settings = settings

@@ -24,6 +24,7 @@ from fedbus.fedmsg.signer import FedmsgSigner
 from fedbus.model.limits import Limits
 from fedbus.model.receipt import Receipt
 from fedbus.model.topic import Naming
+from fedbus.schemas.registry import Schemas
 from fedbus.transport import sockets
 from fedbus.transport.endpoint import Endpoint
 from fedbus.transport.zap import Gate, Subscriptions
@@ -121,6 +122,7 @@ class FedmsgPublisher:
         clock: Clock | None = None,
         may_publish: Callable[[str], None] | None = None,
         gate: Gate | None = None,
+        schemas: Schemas | None = None,
     ) -> None:
         """Bind the socket and start the thread.
 
@@ -136,7 +138,9 @@ class FedmsgPublisher:
         self._encode = strict.encoder(limits)
         self._clock = clock or SystemClock()
         self._may_publish = may_publish
+        self._schemas = schemas
         self._topics: dict[str, str] = {}
+        self._checks: dict[str, Callable[[Any], None]] = {}
         self._queue: deque[FedmsgPending] = deque()
         self._room = threading.Condition()
         self._signing = threading.Lock()  # so that `i` counts in the order of sending
@@ -211,6 +215,9 @@ class FedmsgPublisher:
     ) -> FedmsgPending:
         """Like :meth:`publish`, but return as soon as the message is signed and queued."""
         whole = self._topics.get(topic) or self._learn(topic)
+        check = self._checks.get(topic)
+        if check is not None:
+            check(body)
         stamp = int(self._clock.wall())
         headers = {"dataschema": dataschema, "traceparent": traceparent}
         chosen = {name: value for name, value in headers.items() if value is not None}
@@ -336,9 +343,16 @@ class FedmsgPublisher:
         if len(whole) > TOPIC_BYTES:
             raise MessageError(Reason.TOPIC, f"a topic has at most {TOPIC_BYTES} bytes, {whole!r} has {len(whole)}")
         if len(self._topics) > 10_000:
-            self._topics.clear()
+            self.forget_topics()
+        check = None if self._schemas is None else self._schemas.publishing(native)
+        if check is not None:
+            self._checks[topic] = check
         self._topics[topic] = whole
         return whole
+
+    def forget_topics(self) -> None:
+        """Look again what the policy and the schemas say of each topic; any thread may call this."""
+        self._topics, self._checks = {}, {}
 
     def _check(self) -> None:
         if self._pid != os.getpid():

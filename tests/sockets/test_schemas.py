@@ -5,13 +5,20 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from buses import KOJI, PATIENCE, join, take
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from fedbus import Bus, RelayPublisher, SchemaError
+from fedbus.config.init import free_ports
 from fedbus.errors import ConfigError
 from tests.support import wait_until
 
@@ -141,3 +148,28 @@ def test_what_does_not_fit_is_not_spooled_for_a_relay_that_is_away(bus_folder: P
             koji.publish_json(TOPIC, b"{}")
         assert koji.publish(TOPIC, {"package": "bash"}, timeout=1.0).spooled
         assert koji.stats.spooled == 1
+
+
+def test_what_is_published_in_the_fedmsg_format_is_checked_too(bus_folder: Path) -> None:
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "koji")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .sign(key, hashes.SHA256())
+    )
+    (bus_folder / "f.crt").write_bytes(certificate.public_bytes(Encoding.PEM))
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (bus_folder / "f.key").touch(0o600)
+    (bus_folder / "f.key").write_bytes(private)
+    (port,) = free_ports(1)
+    write(bus_folder, "irc.json", SCHEMA)
+    bot = {"publish": f"tcp://127.0.0.1:{port}", "wire": "fedmsg", "certificate": "f.crt", "key": "f.key"}
+    configure(bus_folder, json.dumps({"endpoints": {"irc.bot": bot}}))
+    with Bus.open(bus_folder) as bus:
+        publisher = bus.publisher("irc.bot")
+        with pytest.raises(SchemaError, match=r"body\.package"):
+            publisher.publish("karma.give", {"n": 1})
+        publisher.publish("karma.give", {"package": "bash"})
