@@ -88,17 +88,18 @@ class Top:
         """Return the lines of the table at *now*, monotonic seconds, and begin to count for the next one."""
         chosen = sorted(self._rows.items(), key=lambda pair: (-pair[1].count, pair[0]))
         names = [(escape(name.removeprefix(self._root) or name), row) for name, row in chosen[: self._most]]
-        width = max([len(self._by), *(len(name) for name, _ in names)])
+        left = chosen[self._most :]
+        others = f"… and {len(left)} more"
+        width = max(len(self._by), len(others) if left else 0, *(len(name) for name, _ in names), 3)
         if self._columns:
-            width = max(10, min(width, self._columns - 48))
+            width = max(16, min(width, self._columns - 48))
         seconds = None if self._shown_at is None or final else max(now - self._shown_at, 1e-9)
         lines = [f"{self._by.upper():{width}}  {'COUNT':>11} {'SHARE':>6} {'NOW/S':>9} {'AVG/S':>9}  LAST"]
         for name, row in names:
             lines.append(f"{_fit(name, width)}  {self._figures(row, seconds)}  {self._clock(row.last)}")
-        left = chosen[self._most :]
         if left:
             rest = Row(sum(row.count for _, row in left), sum(row.before for _, row in left))
-            lines.append(f"{_fit(f'… and {len(left)} more', width)}  {self._figures(rest, seconds)}")
+            lines.append(f"{_fit(others, width)}  {self._figures(rest, seconds)}")
         lines.append(f"{_fit('all', width)}  {self._figures(self._total, seconds)}")
         self._next(now)
         return [cut(line, self._columns) if self._columns else line for line in lines]

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import subprocess
 import unicodedata
 from types import SimpleNamespace
 
@@ -154,6 +155,7 @@ def test_top_shows_a_table_again_and_again_where_its_output_goes_to_a_program(sa
     assert [one["final"] for one in tail.records()[-2:]] == [False, True]
 
 
+@pytest.mark.badinput("B37")
 def test_top_writes_over_its_table_on_a_terminal_and_obeys_nothing_of_others(said, bus_folder, spawn):
     said.publish("package.build.start", {"owner": "\x1b]52;c;aGk=\x07\u202e"})
     ours, theirs = pty.openpty()
@@ -175,6 +177,20 @@ def test_top_writes_over_its_table_on_a_terminal_and_obeys_nothing_of_others(sai
     text = re.sub(r"\x1b\[[0-9]+F\x1b\[J", "", shown.decode()).replace("\r\n", "")
     assert r"\x1b]52;c;aGk=\x07\u202e" in text
     assert not {one for one in text if unicodedata.category(one) in ("Cc", "Cf")}
+
+
+@pytest.mark.fault("F20")
+def test_a_reader_of_tables_that_goes_away_ends_it_quietly(said, bus_folder, spawn):
+    run = ("tail", "--top", "--interval", "0.1", "--json", "--since", "beginning")
+    tail = spawn(*run, config=bus_folder, stdout=subprocess.PIPE)
+    assert tail.process.stdout.readline()
+    tail.process.stdout.close()
+    for number in range(100):
+        if tail.code is not None:
+            break
+        said.publish("package.build.start", {"n": 100 + number})
+    assert tail.wait() == 0
+    assert tail.err == ""
 
 
 def test_options_work_together(said, fedbus):
