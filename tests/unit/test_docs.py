@@ -349,7 +349,10 @@ def test_every_reason_of_a_refusal_has_a_row() -> None:
 
 
 def test_every_metric_has_a_row() -> None:
-    source = "".join((ROOT / "fedbus" / name).read_text("utf-8") for name in ("hub/metrics.py", "monitor/discovery.py"))
+    source = "".join(
+        (ROOT / "fedbus" / name).read_text("utf-8")
+        for name in ("hub/metrics.py", "monitor/discovery.py", "monitor/process.py")
+    )
     metrics = set(re.findall(r'"(fedbus_[a-z_]+)"', source))
     families = [*of_publishers([]), *of_links(LinkStats()), *of_streams([], now=0.0, since=0.0), of_refusals({})]
     families += of_schemas(None)
