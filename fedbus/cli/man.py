@@ -36,8 +36,9 @@ def pages() -> dict[str, str]:
     from fedbus.cli.roff import page
 
     version = fedbus.__version__
-    also = [("", ", ".join(["fedbus(1)", *(f"fedbus-{name}(1)" for name in COMMANDS)]))]
-    common = {"EXIT STATUS": _CODES, "ENVIRONMENT": _ENVIRONMENT, "FILES": _FILES, "SEE ALSO": also}
+    # that page lists the others, so that a new command does not change the pages of all
+    also = [("", "fedbus(1)")]
+    common = {"EXIT STATUS": _CODES, "ENVIRONMENT": _ENVIRONMENT, "FILES": _FILES}
     commands = [(f"fedbus {name}", f"{text} See fedbus-{name}(1).") for name, (_, _, text) in COMMANDS.items()]
     found = {
         "fedbus.1": page(
@@ -49,7 +50,8 @@ def pages() -> dict[str, str]:
         )
     }
     for name, (_, _, text) in COMMANDS.items():
-        found[f"fedbus-{name}.1"] = page(f"fedbus {name}", load(name), text, version=version, sections=common)
+        sections = {**common, "SEE ALSO": also}
+        found[f"fedbus-{name}.1"] = page(f"fedbus {name}", load(name), text, version=version, sections=sections)
     return found
 
 
