@@ -39,10 +39,11 @@ class Job:
 
 # Neighbours are compared with each other, so the yardstick stands between what is divided by it.
 JOBS = (
-    Job(module="bench.fedmsg", rows=("peer/fedmsg", "peer/fedmsg-as-shipped", "cpu/fedmsg")),
+    Job(module="bench.fedmsg", rows=("peer/fedmsg", "peer/fedmsg-as-shipped", "peer/fedmsg-hub", "cpu/fedmsg")),
     Job(module="bench.rabbitmq", rows=("peer/rabbitmq", "cpu/rabbitmq"), quick_runs=1),
     Job(module="bench.nats_jetstream", rows=("peer/nats-jetstream", "cpu/nats-jetstream")),
     Job(module="bench.fedbus", rows=("e2e/fedbus", "e2e/fedbus-8-topics", "memory", "cpu/fedbus")),
+    Job(module="bench.consumers", rows=("hub", "cpu/hub-one", "cpu/hub-ten"), quick_runs=1),
     Job(module="bench.raw", rows=("e2e/raw", "cpu/raw")),
     Job(module="bench.replay", rows=("replay",)),
     Job(module="bench.relay", rows=("relay",), quick_runs=1),
@@ -62,6 +63,11 @@ GOALS = (
     Goal(name="peer/rabbitmq", ratio_to="e2e/raw"),
     Goal(name="peer/fedmsg", ratio_to="e2e/raw"),
     Goal(name="peer/fedmsg-as-shipped", ratio_to="e2e/raw"),
+    Goal(name="hub/one", ratio_to="e2e/fedbus"),
+    Goal(name="hub/one", ratio_to="peer/fedmsg-hub", at_least=40.0),
+    Goal(name="hub/ten", ratio_to="hub/one"),
+    Goal(name="peer/fedmsg-hub", ratio_to="e2e/raw"),
+    Goal(name="hub/good-beside-bad/p99", ratio_to="hub/good/p99", at_most=2.0),
     Goal(name="replay/fedbus", ratio_to="e2e/raw", at_least=1.2),
     Goal(name="replay/fedbus/growth", at_most=16.0),
     Goal(name="relay/publish", ratio_to="relay/direct-publish"),

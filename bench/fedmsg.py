@@ -23,7 +23,7 @@ FULL_TOPIC = f"org.example.dev.{SERVICE}.{TOPIC}"
 
 
 def measure(session: Any) -> None:
-    """Record peer/fedmsg and peer/fedmsg-as-shipped.
+    """Record peer/fedmsg, peer/fedmsg-as-shipped and peer/fedmsg-hub.
 
     Raises:
         Skip: Its environment cannot be made.
@@ -43,6 +43,11 @@ def measure(session: Any) -> None:
             session.record(f"peer/{row}", outcome.rate, "msg/s")
             if cached:
                 session.record("cpu/fedmsg", outcome.cpu_us, "us/msg")
+        (port,) = free_ports(1)
+        count = session.pick(3_000, 1_000)
+        settings = {"port": port, "keys": str(folder), "cached": True, "warm": 200, "count": count}
+        outcome = session.pair("bench.fedmsg", settings, consume="consume_hub", python=python)
+        session.record("peer/fedmsg-hub", outcome.rate, "msg/s")
 
 
 def _environment(session: Any) -> Path:
@@ -177,4 +182,37 @@ def consume(line: Line, settings: dict[str, Any]) -> dict[str, Any]:
         arrivals(message["msg"])
         if arrivals.done:
             break
+    return arrivals.report()
+
+
+def consume_hub(line: Line, settings: dict[str, Any]) -> dict[str, Any]:
+    """The receiving process, in fedmsg's environment: what `fedmsg-hub` runs, with one trivial consumer."""
+    import fedmsg.consumers
+    from moksha.hub import main
+    from moksha.hub.reactor import reactor
+
+    line.wait("ready")
+    arrivals = Arrivals(line, settings)
+
+    class Trivial(fedmsg.consumers.FedmsgConsumer):  # type: ignore[misc]
+        topic = FULL_TOPIC
+        config_key = "bench.trivial"
+
+        def consume(self, message: dict[str, Any]) -> None:
+            arrivals(message["body"]["msg"])
+            if arrivals.done:
+                reactor.callFromThread(self.end)
+
+        def end(self) -> None:
+            self.hub.stop()  # its consumers' threads first, or the reactor waits for them
+            reactor.stop()
+
+    options = {
+        **_context(settings).c,
+        "bench.trivial": True,
+        "zmq_enabled": True,
+        "zmq_subscribe_endpoints": f"tcp://127.0.0.1:{settings['port']}",
+        "zmq_publish_endpoints": "",
+    }
+    main(options=options, consumers=[Trivial], producers=[], framework=False)
     return arrivals.report()
