@@ -203,6 +203,7 @@ class Network:
                 self._turn = (self._turn + step + 1) % len(self.channels)
                 self._busy = True
                 if isinstance(taken, str):
+                    log.info("irc %s: %s: %s", self.options.name, channel.name, taken)
                     return channel, None, [self._fit(session, channel, taken)]
                 lines = taken.lines(
                     session.room(channel.name, channel.options.command),

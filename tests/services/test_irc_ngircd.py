@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+import yaml
 
+from fedbus import Bus
+from tests.conftest import Running
 from tests.services.irc_servers import Authority, Ngircd
-from tests.services.relays import PATIENCE, Servers, flood, running, starting
+from tests.services.relays import PATIENCE, QUICK, Servers, flood, running, starting
 from tests.support import wait_until
 
 
@@ -313,3 +319,47 @@ def test_what_waits_at_the_end_is_said_as_far_as_there_is_time(servers: Servers)
             relay.say(f"number {number}")
     anna.wait(lambda line: line.command == "QUIT" and line.source.startswith("fedbot!"), "fedbot leave")
     assert len(anna.heard("fedbot")) == 10
+
+
+def test_a_hub_announces_what_is_published_and_leaves_the_channel_when_it_ends(
+    servers: Servers, bus_folder: Path, spawn: Callable[..., Running]
+) -> None:
+    server = servers.ngircd()
+    anna = servers.client(server, "anna", "#builds")
+    settings = {
+        "networks": {"local": {**QUICK, "port": server.port, "channels": {"#builds": {"topics": ["koji.package"]}}}}
+    }
+    consumer = {"use": "fedbus_consumers.irc", "since": "beginning", "settings": settings}
+    (bus_folder / "90-irc.yaml").write_text(yaml.safe_dump({"consumers": {"announce": consumer}}))
+    with Bus.open(bus_folder) as bus, bus.publisher("koji.build01") as koji:
+        koji.publish("package.build.complete", {"package": "bash", "owner": "ralph"})
+        koji.publish("tag.add", {"package": "zsh"})
+        hub = spawn("hub", config=bus_folder)
+        assert re.match(r"\x03\d\d\[koji\]\x0f .*bash", anna.wait_to_hear("bash", "fedbot"))
+        # while the server is away the hub goes on, and its cursor too
+        server.stop()
+        hub.wait_for("no connection to")
+        koji.publish("package.build.complete", {"package": "away"})
+        server.start()
+        ben = servers.client(server, "ben", "#builds")
+        ben.wait_to_hear("away", "fedbot")
+    hub.send(signal.SIGTERM)
+    assert hub.wait() == 0
+    ben.wait(lambda line: line.command == "QUIT" and line.source.startswith("fedbot!"), "fedbot leave")
+    assert not any("zsh" in text for text in anna.heard("fedbot"))
+    assert "Traceback" not in hub.err
+
+
+def test_settings_that_are_wrong_are_told_by_the_hub_and_no_networks_are_right(
+    bus_folder: Path, fedbus: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    path = bus_folder / "90-irc.yaml"
+    example = "consumers:\n  announce:\n    use: fedbus_consumers.irc\n    settings: {networks: %s}\n"
+    path.write_text(example % "{}")
+    done = fedbus("hub", "--seconds", "0.5")
+    assert done.returncode == 0
+    assert "no networks are configured" in done.stderr
+    path.write_text(example % '{a: {server: irc.example.org, nick: bot, channels: {"#a": {deny: [{text: ["("]}]}}}}')
+    done = fedbus("hub", "--seconds", "0.5")
+    assert "90-irc.yaml:" in done.stderr
+    assert "is no regular expression" in done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from fedbus_consumers.irc import IrcRelay
 from fedbus_consumers.irc.rules import Rule, Seen
-from fedbus_consumers.irc.settings import ChannelOptions, NetworkOptions, Secret
+from fedbus_consumers.irc.settings import _COLOURS, SCHEMA, ChannelOptions, NetworkOptions, Secret
 
 from fedbus import ConfigError, Text
 from fedbus.hub.options import ConsumerSettings
@@ -203,6 +204,24 @@ def test_a_network_that_cannot_be_reached_does_not_hold_up_the_hub() -> None:
 def test_the_lines_of_a_network_default_to_what_rfc_1459_bears() -> None:
     options = NetworkOptions("a", network(), ROOT)
     assert (options.lines_per_second, options.burst, options.tls, options.port) == (0.5, 4, True, 6697)
+
+
+def keys_of(part: dict[str, Any]) -> set[str]:
+    """All names of settings below *part* of a schema."""
+    found = set(part.get("properties", {}))
+    for inner in part.get("properties", {}).values():
+        found |= keys_of(inner)
+    for name in ("items", "additionalProperties"):
+        if isinstance(part.get(name), dict):
+            found |= keys_of(part[name])
+    return found
+
+
+def test_every_setting_and_every_colour_is_on_the_page_about_irc() -> None:
+    page = (Path(__file__).parents[3] / "doc" / "irc.rst").read_text("utf-8")
+    words = set(re.findall(r"[a-z_]+", " ".join(re.findall(r"``([^`]*)``", page)) + page.partition("Settings\n---")[2]))
+    assert keys_of(SCHEMA) <= words
+    assert set(_COLOURS) <= words
 
 
 def test_without_its_libraries_the_extra_is_named() -> None:
