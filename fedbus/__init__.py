@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from fedbus.history.options import HistoryOptions
     from fedbus.history.query import HistoryQuery
     from fedbus.history.store import HistoryStore, open_history
+    from fedbus.fedmsg.publisher import FedmsgPublisher, FedmsgReceipt
     from fedbus.hub.consumer import Consumer, Drop, Halt, Retry, consumer
     from fedbus.hub.hub import Hub
     from fedbus.hub.options import Batch
@@ -64,6 +65,8 @@ _HOMES = {
     "Consumer": "fedbus.hub.consumer",
     "Cursor": "fedbus.model.position",
     "Drop": "fedbus.hub.consumer",
+    "FedmsgPublisher": "fedbus.fedmsg.publisher",
+    "FedmsgReceipt": "fedbus.fedmsg.publisher",
     "Halt": "fedbus.hub.consumer",
     "HistoryDamaged": "fedbus.history.errors",
     "HistoryError": "fedbus.history.errors",
@@ -105,6 +108,8 @@ __all__ = [
     "DeadlineExceeded",
     "Drop",
     "FedbusError",
+    "FedmsgPublisher",
+    "FedmsgReceipt",
     "Fenced",
     "ForkedError",
     "Halt",

@@ -41,9 +41,9 @@ _LIVE_SECONDS = 30.0  # after which a bridge whose threads do not come round cou
 _NEEDS_RESTART = ("naming", "environment", "keyring", "keys", "state", "limits", "publisher", "links", "fedmsg")
 
 _EXAMPLES = examples(
-    "fedbus bridge fedmsg                                      what bridge.fedmsg of the configuration says",
-    "fedbus bridge fedmsg --endpoint fedmsg.bridge01           bring fedmsg into the journal of this endpoint",
-    "fedbus bridge fedmsg --publish fedmsg.out01 --topic koji  send what koji says out to readers of fedmsg",
+    "fedbus bridge fedmsg                                        what bridge.fedmsg of the configuration says",
+    "fedbus bridge fedmsg --endpoint fedmsg.bridge01             bring fedmsg into the journal of this endpoint",
+    "fedbus bridge fedmsg --publish fedmsg.out01 --topic koji    send what koji says out to readers of fedmsg",
 )
 
 

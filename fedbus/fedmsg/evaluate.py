@@ -17,7 +17,8 @@ from typing import Any
 
 FILE_BYTES = 2 * 2**20
 FILES = 1000
-_STEPS = 500_000  # for one folder
+_STEPS = 300_000  # for one file
+_ALL_STEPS = 3_000_000  # for one folder
 _DEPTH = 60
 _TEXT = 64 * 2**10  # characters of one value
 _ITEMS = 20_000  # of one list or dict
@@ -63,7 +64,7 @@ def read_folder(folder: Path) -> Folder:
         OSError: The folder cannot be read.
     """
     result = Folder()
-    budget = [_STEPS]
+    left = _ALL_STEPS
     paths = sorted(path for path in folder.iterdir() if path.suffix == ".py")
     for path in paths[:FILES]:
         result.files.append(path.name)
@@ -74,7 +75,10 @@ def read_folder(folder: Path) -> Folder:
                 data = file.read(FILE_BYTES + 1)
             if len(data) > FILE_BYTES:
                 raise ValueError(f"larger than {FILE_BYTES} bytes")
+            budget = [min(_STEPS, left)]
+            left -= budget[0]
             values, lines, problems = evaluate(data, budget)
+            left += max(0, budget[0])
         except (OSError, ValueError) as error:
             result.problems.append(f"{path.name}: cannot be read: {getattr(error, 'strerror', None) or error}")
             continue

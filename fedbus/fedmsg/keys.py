@@ -13,7 +13,7 @@ HAND: Status = "needs a hand"
 # every key that fedmsg 1.1.7 and moksha.hub know, and what is true whatever its value; one that ends in * is a prefix
 KEYS: dict[str, tuple[Status, str]] = {
     "endpoints": (TRANSLATED, "endpoints, each marked `wire: fedmsg`"),
-    "srv_endpoints": (HAND, "discovery.dns reads SRV records of another form; see `doc/discovery-dns`"),
+    "srv_endpoints": (HAND, "discovery.dns reads SRV records of another form; see doc/discovery.rst"),
     "name": (NONE, "a program says with Bus.publisher or --as which endpoint it is"),
     "active": (NONE, "mark an endpoint `relay: true`, and hand in to `fedbus relay`"),
     "relay_inbound": (NONE, "`fedbus relay` listens on a local socket, relay.socket"),

@@ -54,8 +54,8 @@ class FedmsgSigner:
             raise KeysError(f"cannot use private key {key}: it is no private key in PEM form ({error})") from error
         if not isinstance(private, rsa.RSAPrivateKey) or private.key_size < LEAST_BITS:
             raise KeysError(
-                f"cannot use private key {key}: the fedmsg format needs RSA of {LEAST_BITS} bits or more; make a pair "
-                "with `fedbus keys fedmsg`, or bring the one that this service has had with fedmsg"
+                f"cannot use private key {key}: the fedmsg format needs RSA of {LEAST_BITS} bits or more; bring the "
+                "pair that this service has had with fedmsg, or have its CA issue one"
             )
         found = load_certificates(certificate, "certificate")[0]
         try:

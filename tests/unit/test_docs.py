@@ -30,6 +30,7 @@ from fedbus.config.init import create, free_ports
 from fedbus.config.settings import Settings, schema
 from fedbus.config.units import parse_duration, parse_size
 from fedbus.errors import Reason
+from fedbus.fedmsg.keys import KEYS
 from fedbus.schemas.metrics import of_schemas
 from fedbus.transport.metrics import of_links, of_publishers, of_refusals, of_streams
 from fedbus.transport.state import LossCause
@@ -414,3 +415,35 @@ def test_modules_that_the_architecture_names_exist() -> None:
     assert len(named) > 15
     for path in named:
         assert (ROOT / "fedbus" / path).exists(), path
+
+
+def test_every_metric_of_the_fedmsg_side_has_a_row() -> None:
+    source = (ROOT / "fedbus" / "fedmsg" / "metrics.py").read_text("utf-8")
+    metrics = set(re.findall(r'"(fedbus_bridge_[a-z_]+)"', source))
+    metrics |= {f"fedbus_fedmsg_{name}" for name in re.findall(r'(?:each|by)\(\s*"([a-z_]+)"', source)}
+    documented = [cells[0] for cells in rows("fedmsg.rst") if cells[0].startswith("fedbus_")]
+    assert sorted(documented) == sorted(metrics)
+
+
+def test_the_page_about_moving_maps_every_command_and_key_of_fedmsg() -> None:
+    found = {cells[0]: cells[1:] for cells in rows("migrate-from-fedmsg.rst")}
+    assert {f"fedmsg-{name}" for name in COMMANDS_OF_FEDMSG.split()} <= found.keys()
+    assert set(KEYS_OF_FEDMSG.split()) <= set(KEYS), "the list of keys is that of fedmsg, not ours"
+    assert {key: status for key, (status, _) in KEYS.items()} == {
+        key: cells[0] for key, cells in found.items() if key in KEYS
+    }
+
+
+COMMANDS_OF_FEDMSG = """
+announce check collectd config dg-replay gateway hub irc logger relay signing-relay tail trigger
+"""
+KEYS_OF_FEDMSG = """
+endpoints srv_endpoints name active relay_inbound topic_prefix environment topic_prefix_re high_water_mark
+post_init_sleep zmq_linger io_threads timeout zmq_tcp_keepalive zmq_tcp_keepalive_cnt zmq_tcp_keepalive_idle
+zmq_tcp_keepalive_intvl zmq_reconnect_ivl zmq_reconnect_ivl_max zmq_enabled zmq_strict sign_messages validate_signatures
+crypto_backend crypto_validate_backends ssldir certnames cert_prefix ca_cert_location crl_location crl_cache
+crl_cache_expiry ca_cert_cache ca_cert_cache_expiry routing_policy routing_nitpicky gpg_home gpg_signing_key gpg_keys
+replay_endpoints persistent_store status_directory datagrepper_url skip_last_message moksha.workers_per_consumer
+moksha.blocking_mode moksha.monitoring.socket moksha.monitoring.socket.mode moksha.livesocket.websocket.port stomp_* irc
+logging fedmsg.consumers.gateway.port fedmsg.consumers.gateway.high_water_mark publish_endpoint mute
+"""
