@@ -7,7 +7,7 @@ each topic, merged by time; else the table itself, which is sorted by time.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from fedbus.errors import WireError
@@ -16,8 +16,11 @@ from fedbus.history.query import HistoryQuery, Terms
 from fedbus.history.stored import StoredMessage
 
 _WALKS = 500  # topics that are walked through one by one; for more, the whole table is
-_COLUMNS = "message.id, stream, sequence, topic, parcel, leaf, envelope"
+COLUMNS = "message.id, stream, sequence, topic, parcel, leaf, envelope"
 _HIGHEST = 2**63 - 1
+
+Row = tuple[int, int, int, int, int, int, bytes]
+"""A row of COLUMNS."""
 
 
 class _Chosen(NamedTuple):
@@ -59,32 +62,37 @@ def find(part: Partition, query: HistoryQuery) -> Iterator[StoredMessage]:
     if chosen.nothing or low > high:
         return
     topics, streams = part.topics(), part.streams()
-    for at, stream, sequence, topic, parcel, leaf, envelope in _rows(part, query, chosen, low, high):
-        endpoint, epoch = streams.get(stream, ("", ""))
-        yield StoredMessage(
-            at,
-            topics.get(topic, ""),
-            endpoint,
-            epoch,
-            sequence,
-            bytes(envelope) if not isinstance(envelope, str) else envelope.encode(),
-            leaf,
-            part.proof(parcel),
-            f"{part.path.name} message {at}",
-        )
+    for row in _rows(part, query, chosen, low, high):
+        yield to_stored(part, row, topics, streams)
 
 
-_Row = tuple[int, int, int, int, int, int, bytes]
+def to_stored(
+    part: Partition, row: Row, topics: Mapping[int, str], streams: Mapping[int, tuple[str, str]]
+) -> StoredMessage:
+    """Return a row of COLUMNS as what it stands for; whatever is in it."""
+    at, stream, sequence, topic, parcel, leaf, envelope = row
+    endpoint, epoch = streams.get(stream, ("", ""))
+    return StoredMessage(
+        at,
+        topics.get(topic, ""),
+        endpoint,
+        epoch,
+        sequence,
+        bytes(envelope) if not isinstance(envelope, str) else envelope.encode(),
+        leaf,
+        part.proof(parcel),
+        f"{part.path.name} message {at}",
+    )
 
 
-def _rows(part: Partition, query: HistoryQuery, chosen: _Chosen, low: int, high: int) -> Iterator[_Row]:
+def _rows(part: Partition, query: HistoryQuery, chosen: _Chosen, low: int, high: int) -> Iterator[Row]:
     execute = part.connection.execute
     order = "DESC" if query.newest else "ASC"
     terms = query.terms
     where, values = _conditions(chosen)
     if terms:
         yield from execute(
-            f"SELECT {_COLUMNS} FROM word CROSS JOIN message ON message.id = word.rowid "
+            f"SELECT {COLUMNS} FROM word CROSS JOIN message ON message.id = word.rowid "
             f"WHERE word MATCH ? AND word.rowid BETWEEN ? AND ? {where} ORDER BY word.rowid {order}",
             (expression(terms), low, high, *values),
         )
@@ -92,7 +100,7 @@ def _rows(part: Partition, query: HistoryQuery, chosen: _Chosen, low: int, high:
         only, numbers = _among("stream", chosen.streams)
         walks = [
             execute(
-                f"SELECT {_COLUMNS} FROM message INDEXED BY message_by_topic "
+                f"SELECT {COLUMNS} FROM message INDEXED BY message_by_topic "
                 f"WHERE topic = ? AND id BETWEEN ? AND ? {only} ORDER BY id {order}",
                 (topic, low, high, *numbers),
             )
@@ -104,12 +112,12 @@ def _rows(part: Partition, query: HistoryQuery, chosen: _Chosen, low: int, high:
             yield from heapq.merge(*walks, key=_place_of, reverse=query.newest)
     else:
         yield from execute(
-            f"SELECT {_COLUMNS} FROM message NOT INDEXED WHERE id BETWEEN ? AND ? {where} ORDER BY id {order}",
+            f"SELECT {COLUMNS} FROM message NOT INDEXED WHERE id BETWEEN ? AND ? {where} ORDER BY id {order}",
             (low, high, *values),
         )
 
 
-def _place_of(row: _Row) -> int:
+def _place_of(row: Row) -> int:
     return row[0]
 
 

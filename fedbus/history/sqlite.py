@@ -22,6 +22,7 @@ from fedbus.history.options import HistoryOptions
 from fedbus.history.partition import Partition, connect, told
 from fedbus.history.places import HOUR_MS, SLOT_BITS, bounds, is_over, kept_from
 from fedbus.history.query import HistoryQuery
+from fedbus.history.salvage import salvage
 from fedbus.history.store import NO_TOKEN, PartitionState, StoreFault
 from fedbus.history.stored import StoredMessage
 from fedbus.journal.segment import make_directory, sync_directory
@@ -462,29 +463,12 @@ class SqliteHistory:
         if not aside.exists():
             return iter(())
         log.warning("history: %s was moved aside, to %s", path, aside.name)
-        return _salvage(aside)
+        return salvage(aside)
 
     def settle(self) -> None:
         """Forget what was noted of partitions that are there: it was read again from the journals."""
         with self._writing(self.token) as main, told(self.folder / MAIN, "write"):
             main.execute("UPDATE partition SET fault = ''")
-
-
-def _salvage(path: Path) -> Iterator[StoredMessage]:
-    """Yield what can be read of a damaged file, from both ends of each part that cannot."""
-    try:
-        part = Partition.open(path, writable=False)
-    except HistoryError:
-        return
-    try:
-        for newest in (False, True):  # from the end too, since what lies behind the damage is not reached otherwise
-            try:
-                yield from find(part, HistoryQuery(newest=newest))
-            except sqlite3.Error:
-                continue
-            return
-    finally:
-        part.close()
 
 
 @contextmanager
