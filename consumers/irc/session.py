@@ -8,7 +8,6 @@ A server is not trusted: its lines, their number and what is kept of them are bo
 from __future__ import annotations
 
 import asyncio
-import base64
 import logging
 import random
 import ssl
@@ -17,13 +16,11 @@ from collections import Counter, deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-import pydle
-from pydle.features.ircv3.cap import NEGOTIATING, CapabilityNegotiationSupport
-from pydle.features.ircv3.tags import TaggedMessage, TaggedMessageSupport
-from pydle.features.isupport import ISUPPORTSupport
+from pydle.features.ircv3.tags import TaggedMessage
 
 from fedbus import ConfigError
 
+from .handshake import Handshake, words
 from .pacing import cause_of
 from .text import LINE_BYTES, clean
 from .wire import READ_BYTES, Ended, Wire
@@ -43,7 +40,6 @@ _USERS = 50_000  # known at once
 _HANDSHAKES = 200  # lines of CAP and of ISUPPORT in one connection
 _BAD_LINES = 1000  # in a minute
 _NICK_SECONDS = 60.0  # between two tries to get our nick back
-_NICKS = 8  # tried while registering
 _JOIN_SECONDS = 3600.0  # the longest pause before a channel is tried again
 
 _CANNOT_JOIN = ("403", "405", "407", "470", "471", "473", "474", "475", "476", "477", "480", "485", "489", "520")
@@ -57,33 +53,19 @@ _HANDLED = frozenset(
 )
 
 
-_Base: Any = pydle.featurize(ISUPPORTSupport, TaggedMessageSupport, CapabilityNegotiationSupport)
-
-
-class Session(_Base):  # type: ignore[misc]
+class Session(Handshake):
     """One connection of *network*; `run` ends with `Ended`, whatever happens."""
 
     def __init__(self, network: Network) -> None:
         options = network.options
-        super().__init__(options.nick, options.other_nicks, username=options.user, realname=options.realname)
+        super().__init__(options)
         self.home = network  # `network` is what pydle calls the name that the server gives to its own
-        self.options = options
-        self.logged_in = ""
         self.garbage = 0
         self.replies: deque[tuple[str, str]] = deque(maxlen=10)
         self.own_user, self.own_host = "", ""
-        self.settled = asyncio.Event()
         self._garbage_since = 0.0
         self._counts: Counter[str] = Counter()
-        self._caps = ""
-        self._nicks_tried = 0
         self._nick_at = 0.0
-        self._closing = False
-
-    def _reset_attributes(self) -> None:
-        super()._reset_attributes()
-        # pydle logs whole lines, passwords among them
-        self.logger = logging.Logger("pydle", logging.CRITICAL + 1)
 
     # --- from the first byte to the last --------------------------------------------------------------------------
 
@@ -303,112 +285,6 @@ class Session(_Base):  # type: ignore[misc]
             await self.home.slot()
             await self.rawmsg("NICK", self.options.nick)
 
-    def _next_nick(self) -> str:
-        self._nicks_tried += 1
-        if self._nicks_tried > _NICKS:
-            raise Ended("nick", f"{self.options.nick} is taken or refused, and so is whatever else we tried")
-        if self._attempt_nicknames:
-            return str(self._attempt_nicknames.pop(0))
-        # nine characters fit everywhere
-        return (
-            f"{self.options.nick[:6]}{random.randrange(1000):03}"
-            if self._nicks_tried > 1
-            else (f"{self.options.nick[:8]}_")
-        )
-
-    # --- what the server says: registration -------------------------------------------------------------------------
-
-    async def on_raw_001(self, message: Any) -> None:
-        if self.options.sasl and not self.logged_in:
-            raise Ended("login", "the server offers no SASL")
-        await self._registration_completed(message)
-
-    async def on_raw_376(self, message: Any) -> None:
-        self.settled.set()
-
-    on_raw_422 = on_raw_376
-
-    async def on_raw_cap_ls(self, params: list[str]) -> None:
-        more = len(params) > 1 and params[0] == "*"
-        self._caps = f"{self._caps} {params[-1]}"[:READ_BYTES]
-        if not more:
-            caps, self._caps = self._caps, ""
-            if self.options.sasl and not self.registered and "sasl" not in [one.split("=")[0] for one in caps.split()]:
-                raise Ended("login", "the server offers no SASL; are its services up?")
-            await super().on_raw_cap_ls([caps])
-
-    async def on_capability_sasl_available(self, value: str | None) -> bool:
-        wanted = self.options.sasl
-        if wanted and value and wanted not in value.upper().split(","):
-            raise Ended("login", f"the server offers SASL {clean(value, 100)}, not {wanted}")
-        return bool(wanted) and not self.registered
-
-    async def _wanted(self, value: str | None) -> bool:
-        return bool(self.options.accounts) or bool(self.options.hostmasks)
-
-    on_capability_account_tag_available = _wanted
-    on_capability_account_notify_available = _wanted
-    on_capability_extended_join_available = _wanted
-
-    async def on_capability_chghost_available(self, value: str | None) -> bool:
-        return True
-
-    async def on_capability_sasl_enabled(self) -> Any:
-        await self.rawmsg("AUTHENTICATE", self.options.sasl)
-        return NEGOTIATING
-
-    async def on_raw_authenticate(self, message: Any) -> None:
-        """Answer the one question of PLAIN (RFC 4616) and EXTERNAL (RFC 4422, appendix A), in pieces of 400 bytes."""
-        if message.params[0] != "+":
-            raise Ended("login", "the server asks something that SASL PLAIN and EXTERNAL do not")
-        answer = b""
-        if self.options.sasl == "PLAIN" and self.options.sasl_password is not None:
-            answer = f"\0{self.options.account}\0{self.options.sasl_password.read()}".encode()
-        text = base64.b64encode(answer).decode()
-        for start in range(0, len(text), 400):
-            await self.rawmsg("AUTHENTICATE", text[start : start + 400])
-        if len(text) % 400 == 0:
-            await self.rawmsg("AUTHENTICATE", "+")
-
-    async def on_raw_900(self, message: Any) -> None:
-        self.logged_in = clean(message.params[2], 100)
-
-    async def on_raw_903(self, message: Any) -> None:
-        self.logged_in = self.logged_in or self.options.account
-        await self._capability_negotiated("sasl")
-
-    on_raw_907 = on_raw_903
-
-    async def _login_refused(self, message: Any) -> None:
-        raise Ended("login", f"SASL {self.options.sasl} was refused: {_words(message)}")
-
-    on_raw_902 = on_raw_904 = on_raw_905 = on_raw_906 = on_raw_908 = _login_refused
-
-    async def on_raw_464(self, message: Any) -> None:
-        raise Ended("login", f"the server refuses the password: {_words(message)}")
-
-    async def on_raw_465(self, message: Any) -> None:
-        raise Ended("banned", _words(message))
-
-    async def on_raw_error(self, message: Any) -> None:
-        raise Ended("stopped" if self._closing else cause_of(message.params[0]), _words(message))
-
-    async def on_raw_kill(self, message: Any) -> None:
-        if self.is_same_nick(message.params[0], self.nickname):
-            raise Ended("killed", _words(message))
-
-    async def on_raw_433(self, message: Any) -> None:
-        if not self.registered:
-            await self.set_nickname(self._next_nick())
-
-    on_raw_432 = on_raw_436 = on_raw_433
-
-    async def on_raw_437(self, message: Any) -> None:
-        if self.is_channel(message.params[1]):
-            await self._cannot_join(message)
-        else:
-            await self.on_raw_433(message)
-
     # --- what the server says: channels and people ------------------------------------------------------------------
 
     async def _create_user(self, nickname: str) -> None:
@@ -480,7 +356,7 @@ class Session(_Base):  # type: ignore[misc]
     async def on_raw_quit(self, message: Any) -> None:
         nick, _ = self._parse_user(message.source)
         if self.is_same_nick(nick, self.nickname):
-            raise Ended("stopped" if self._closing else cause_of(_words(message)), _words(message))
+            raise Ended("stopped" if self._closing else cause_of(words(message)), words(message))
         if nick in self.users:
             self._destroy_user(nick)
         self._nick_is_free(nick)
@@ -498,7 +374,7 @@ class Session(_Base):  # type: ignore[misc]
     async def on_raw_kick(self, message: Any) -> None:
         kicker, _ = self._parse_user(message.source)
         name, nick = message.params[:2]
-        self._gone(nick, name, f"kicked by {clean(kicker, 60)}: {_words(message)}")
+        self._gone(nick, name, f"kicked by {clean(kicker, 60)}: {words(message)}")
 
     def _gone(self, nick: str, name: str, text: str) -> None:
         if not self.in_channel(name):
@@ -514,14 +390,14 @@ class Session(_Base):  # type: ignore[misc]
     async def _cannot_join(self, message: Any) -> None:
         channel = self._channel(message.params[1])
         if channel is not None and not channel.joined:
-            self._left(channel, _words(message))
+            self._left(channel, words(message))
 
     async def on_raw_404(self, message: Any) -> None:
         """Our line was refused: for its colours, or because the channel is moderated or we are banned from it."""
         channel = self._channel(message.params[1])
         if channel is None:
             return
-        text = _words(message)
+        text = words(message)
         if channel.coloured and "colo" in text.lower():
             channel.coloured = False
             log.info("irc %s: %s takes no colours: %s", self.options.name, channel.name, text)
@@ -566,8 +442,3 @@ for _numeric in _CANNOT_JOIN:
 def _number(value: Any) -> int:
     """Return a small number from ISUPPORT, or 0."""
     return int(value) if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 3 else 0
-
-
-def _words(message: Any) -> str:
-    """Return what a server says in the last parameter, fit for a log."""
-    return clean(message.params[-1] if message.params else "", 200)

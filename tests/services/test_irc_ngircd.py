@@ -67,7 +67,9 @@ def test_channels_get_what_their_filters_let_through(servers: Servers) -> None:
 def test_two_thousand_messages_in_a_burst_leave_the_bot_there_and_the_channel_readable(servers: Servers) -> None:
     server = servers.ngircd(penalty=-1)  # as shipped: it throttles
     anna = servers.client(server)
-    with running(local={"port": server.port, "burst": 5, "channels": {"#test": {"queue": 5}}}) as relay:
+    with running(
+        local={"port": server.port, "lines_per_second": 5, "burst": 5, "channels": {"#test": {"queue": 5}}}
+    ) as relay:
         relay.wait_joined()
         flood(relay, anna)
         assert relay.network.connections == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import socket
 import threading
 import tracemalloc
@@ -31,7 +32,6 @@ class FalseServer:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # connections inherit it
         self.port = self._socket.getsockname()[1]
         self.accepted = 0
-        self.ended = threading.Event()
         self._play = play
         self._open: list[socket.socket] = []
         threading.Thread(target=self._accept, daemon=True).start()
@@ -52,7 +52,6 @@ class FalseServer:
         connection.close()
 
     def close(self) -> None:
-        self.ended.set()
         for one in (self._socket, *self._open):
             with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
@@ -138,13 +137,15 @@ def test_a_server_that_only_trickles_is_left_at_the_deadline(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session, "_REGISTER_SECONDS", 0.5)
-    server: FalseServer
+    kinds = itertools.cycle([b":s NOTICE * :wait\r\n", b"x"])
+    over = threading.Event()
 
     def trickle(connection: socket.socket) -> None:
-        while not server.ended.wait(0.01):
-            connection.sendall(b":s NOTICE * :wait\r\n" if server.accepted % 2 else b"x")
+        kind = next(kinds)
+        while not over.wait(0.01):
+            connection.sendall(kind)
 
-    with relay_to(trickle) as (server, _, _):
+    with contextlib.closing(SimpleNamespace(close=over.set)), relay_to(trickle):
         wait_until(lambda: caplog.text.count("no welcome within") >= 2, PATIENCE, "two deadlines")
 
 
