@@ -40,6 +40,7 @@ class Job:
 # Neighbours are compared with each other, so the yardstick stands between what is divided by it.
 JOBS = (
     Job(module="bench.fedmsg", rows=("peer/fedmsg", "peer/fedmsg-as-shipped", "peer/fedmsg-hub", "cpu/fedmsg")),
+    Job(module="bench.fedmsg_check", rows=("check/fedbus", "check/fedmsg"), quick_runs=1),
     Job(module="bench.rabbitmq", rows=("peer/rabbitmq", "cpu/rabbitmq"), quick_runs=1),
     Job(module="bench.nats_jetstream", rows=("peer/nats-jetstream", "cpu/nats-jetstream")),
     Job(module="bench.fedbus", rows=("e2e/fedbus", "e2e/fedbus-8-topics", "memory", "cpu/fedbus")),
@@ -47,6 +48,7 @@ JOBS = (
     Job(module="bench.raw", rows=("e2e/raw", "cpu/raw")),
     Job(module="bench.replay", rows=("replay",)),
     Job(module="bench.relay", rows=("relay",), quick_runs=1),
+    Job(module="bench.history", rows=("history",), quick_runs=1),
     Job(module="bench.disk", rows=("disk",), quick_runs=1),
     Job(module="bench.latency", rows=("latency",), quick_runs=1),
     Job(module="bench.scale", rows=("scale",), quick_runs=1),
@@ -59,6 +61,7 @@ GOALS = (
     Goal(name="e2e/fedbus", ratio_to="peer/rabbitmq", at_least=10.0),
     Goal(name="e2e/fedbus", ratio_to="peer/fedmsg", at_least=15.0),
     Goal(name="e2e/fedbus-8-topics", ratio_to="e2e/raw"),
+    Goal(name="check/fedbus", ratio_to="check/fedmsg", at_least=4.0),
     Goal(name="peer/nats-jetstream", ratio_to="e2e/raw"),
     Goal(name="peer/rabbitmq", ratio_to="e2e/raw"),
     Goal(name="peer/fedmsg", ratio_to="e2e/raw"),
@@ -73,6 +76,8 @@ GOALS = (
     Goal(name="relay/publish", ratio_to="relay/direct-publish"),
     Goal(name="relay/process", at_most=150.0),
     Goal(name="relay/process", ratio_to="relay/direct-process"),
+    Goal(name="history/write", at_least=30_000.0),
+    Goal(name="history/last-100", at_most=20.0),
     Goal(name="latency/fedbus/p50", ratio_to="latency/raw/p50", at_most=3.0),
     Goal(name="latency/fedbus/p99", ratio_to="latency/raw/p99", at_most=4.0),
     Goal(name="latency/fedbus-synced/p50", ratio_to="latency/raw+fdatasync/p50", at_most=1.7),
