@@ -28,6 +28,7 @@ from fedbus.hub.options import Batch, ConsumerSettings
 from fedbus.hub.registry import load_configured
 from fedbus.model.limits import Limits
 from fedbus.model.message import Message
+from fedbus.texts.texts import TextRule, Texts
 from fedbus.transport.state import Loss
 from fedbus.wire import parcel as parcels
 from fedbus.wire.envelope import open_parcel
@@ -117,6 +118,9 @@ class _Child:
         elif operation == "consume_batch":
             messages = list(self._gather(asked["parts"], frames))
             self._settle(lambda: consumer.consume_batch(messages))
+        elif operation == "texts":
+            rules = [TextRule.parse(one["topic"], one["values"], rank=one["rank"]) for one in asked["rules"]]
+            consumer.texts = Texts(rules, root=asked["root"])
         elif operation == "start":
             consumer.state = Path(asked["state"]) if asked.get("state") else None
             self._settle(consumer.start)

@@ -27,6 +27,7 @@ from fedbus.hub.consumer import Consumer, Drop, Halt, Retry
 from fedbus.hub.options import Batch, ConsumerSettings
 from fedbus.model.limits import Limits
 from fedbus.model.message import Message
+from fedbus.texts.texts import TextRule
 from fedbus.transport import sockets
 from fedbus.transport.state import Loss
 from fedbus.wire.parcel import Parcel
@@ -97,6 +98,7 @@ class Isolated(Consumer):
         self._started = False
         self._pause = _PAUSE[0]
         self._looked_at = 0.0
+        self._told_rules: tuple[TextRule, ...] | None = None  # of the texts that the process has
         facts = self._spawn()
         self.topics: tuple[str, ...] = tuple(facts["topics"])  # type: ignore[misc]
         self.since: str = facts["since"]  # type: ignore[misc]
@@ -173,10 +175,13 @@ class Isolated(Consumer):
         elif self._process is not None and self._started:
             self._watch_memory()
         if self._process is not None and self._started:
+            if self.texts.rules is not self._told_rules:
+                self._tell_texts()
             return
         try:
             if self._process is None:
                 self._spawn()
+            self._tell_texts()
             self._ask({"do": "start", "state": str(self.state or "")}, self._wanted.timeout)
         except (Halt, Retry):
             raise
@@ -188,6 +193,23 @@ class Isolated(Consumer):
         self._started = True
         self.failure = ""
         self._pause = _PAUSE[0]
+
+    def _tell_texts(self) -> None:
+        """Let the consumer have the texts that the hub has given us."""
+        texts = self.texts
+        self._told_rules = texts.rules
+        rules = [
+            {
+                "topic": rule.filter.text,
+                "rank": rule.rank,
+                "values": {
+                    key: [one.text for one in some] if key in ("packages", "users") else some[0].text
+                    for key, some in rule.templates.items()
+                },
+            }
+            for rule in self._told_rules
+        ]
+        self._ask({"do": "texts", "root": texts.root, "rules": rules}, self._wanted.timeout)
 
     def _spawn(self) -> dict[str, Any]:
         ours, theirs = sockets.process_pair(_PIECE_SECONDS)

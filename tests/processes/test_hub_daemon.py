@@ -38,6 +38,29 @@ class Record(fedbus.Consumer):
         print("stopped", flush=True)
 """
 
+MANY = """
+import os, fedbus
+
+class Many(fedbus.Consumer):
+    topics = ("#",)
+    since = "beginning"
+    def start(self):
+        self.file = open({path!r}, "a", buffering=1)
+    def note(self, messages):
+        # PERHAPS
+        # in one write, so that lines of several workers do not mix
+        os.write(self.file.fileno(), b"".join(b"%s %d %d\\n" % (m.endpoint.encode(), m.sequence, m.body["i"])
+                                             for m in messages))
+
+class Single(Many):
+    def consume(self, message):
+        self.note([message])
+
+class Batched(Many):
+    def consume_batch(self, messages):
+        self.note(messages)
+"""
+
 
 @pytest.fixture
 def koji(bus_folder: Path) -> Iterator[Publisher]:
@@ -96,6 +119,69 @@ def test_a_hub_killed_again_and_again_redelivers_what_was_not_committed_and_lose
     back = [place for place in range(1, len(got)) if got[place] != got[place - 1] + 1]
     assert len(back) <= 4
     assert all(got[place] <= got[place - 1] for place in back)
+
+
+@pytest.mark.fault("F1")
+@pytest.mark.fault("F8")
+@pytest.mark.parametrize("options", ["workers: 4, ordered_by: none", "batch: {messages: 30, seconds: 10ms}"])
+def test_several_workers_and_batches_lose_nothing_when_the_hub_is_killed_again_and_again(
+    bus_folder, spawn, koji, tmp_path, options
+):
+    folder, out = bus_folder / "consumers", tmp_path / "out.txt"
+    folder.mkdir(mode=0o700)
+    (folder / "many.py").write_text(MANY.format(path=str(out)))
+    (folder / "many.py").chmod(0o600)
+    use = "many.py:Batched" if "batch" in options else "many.py:Single"
+    (bus_folder / "50-hub.yaml").write_text(
+        f"hub: {{folder: consumers, commit_interval: 50ms}}\nconsumers: {{many: {{use: '{use}', {options}}}}}\n"
+    )
+    (bus_folder / "50-hub.yaml").chmod(0o600)
+    sent = 0
+    for _ in range(4):
+        hub: Running = spawn("hub", config=bus_folder)
+        done = len(set(numbers(out)))
+        publish(koji, sent + 1, sent + 1000)
+        sent += 1000
+        wait_until(lambda done=done: len(set(numbers(out))) > done + 300, 30)
+        hub.send(signal.SIGKILL)
+        hub.wait()
+    hub = spawn("hub", config=bus_folder)
+    wait_until(lambda: len(set(numbers(out))) == sent, 60, "every message")
+    with Bus.open(bus_folder) as bus:
+        wait_until(lambda: bus.cursors.load("hub.many")[KOJI].sequence == sent)
+        assert bus.dead.list() == []
+    hub.send(signal.SIGTERM)
+    assert hub.wait() == 0
+    assert set(numbers(out)) == set(range(1, sent + 1))
+
+
+@pytest.mark.fault("F8")
+def test_a_batch_that_takes_the_hub_down_with_it_is_given_one_by_one_and_only_the_bad_message_dies(
+    bus_folder, spawn, koji, tmp_path
+):
+    folder, out = bus_folder / "consumers", tmp_path / "out.txt"
+    folder.mkdir(mode=0o700)
+    source = MANY.format(path=str(out)).replace(
+        "# PERHAPS", "any(m.body['i'] == 7 for m in messages) and os.kill(os.getpid(), 9)"
+    )
+    (folder / "many.py").write_text(source)
+    (folder / "many.py").chmod(0o600)
+    (bus_folder / "50-hub.yaml").write_text(
+        "hub: {folder: consumers}\nconsumers:\n"
+        "  many: {use: 'many.py:Batched', attempts: 2, batch: {messages: 20, seconds: 5s}}\n"
+    )
+    (bus_folder / "50-hub.yaml").chmod(0o600)
+    publish(koji, 1, 20)
+    for _ in range(3):  # with all twenty, then twice with the bad one alone
+        hub: Running = spawn("hub", config=bus_folder)
+        assert hub.wait() == -signal.SIGKILL
+    hub = spawn("hub", config=bus_folder)
+    wait_until(lambda: set(numbers(out)) == set(range(1, 21)) - {7}, 30, "the messages beside it")
+    with Bus.open(bus_folder) as bus:
+        (letter,) = wait_until(bus.dead.list)
+        assert (letter.key.sequence, letter.attempts) == (7, 2)
+    hub.send(signal.SIGTERM)
+    assert hub.wait() == 0
 
 
 @pytest.mark.fault("F8")
@@ -227,6 +313,24 @@ def test_a_storm_of_hup_and_closed_standard_streams_do_not_stop_it(bus_folder, s
 
 
 @pytest.mark.fault("F20")
+def test_it_goes_on_when_nobody_reads_its_log_any_more(bus_folder, spawn, koji, record, tmp_path):
+    file, out = record()
+    ended = tmp_path / "reader-ended"
+    program = f"'{sys.executable}' -m fedbus.cli hub --consumer '{file}'"
+    reader = f"head -n 1 >/dev/null; touch '{ended}'"
+    hub: Running = spawn("-c", f"exec {program} <&- 2> >({reader})", command=("bash",), config=bus_folder)
+    wait_until(ended.exists, 30)  # it has said that it is ready, and whoever reads has gone
+    for number in range(1, 11):
+        (bus_folder / "90-wrong.yaml").write_text(f"wrong{number}: 1\n")
+        (bus_folder / "90-wrong.yaml").chmod(0o600)
+        hub.send(signal.SIGHUP)
+        (koji.enqueue("package.build.start", {"i": number}), koji.flush())
+    wait_until(lambda: numbers(out) == list(range(1, 11)))
+    hub.send(signal.SIGTERM)
+    assert hub.wait() == 0
+
+
+@pytest.mark.fault("F20")
 def test_it_runs_with_standard_streams_closed(bus_folder, spawn, koji, record):
     file, out = record()
     hub: Running = spawn(
@@ -296,12 +400,21 @@ def ready(port: int) -> list[str]:
 
 
 @pytest.mark.badinput("B48")
-def test_a_consumer_that_cannot_be_loaded_leaves_a_hub_that_runs_and_says_why(bus_folder, spawn, koji, record):
+def test_consumers_that_cannot_be_loaded_leave_a_hub_that_runs_and_says_why(bus_folder, spawn, koji, record, tmp_path):
     folder = bus_folder / "consumers"
     folder.mkdir(mode=0o700)
     (folder / "broken.py").write_text("import nothing_of_that_name\n")
     (folder / "broken.py").chmod(0o600)
-    (bus_folder / "50-hub.yaml").write_text("hub: {folder: consumers}\nconsumers:\n  broken: {use: broken.py}\n")
+    (tmp_path / "outside.py").write_text("raise SystemExit('loaded')\n")
+    (folder / "linked.py").symlink_to(tmp_path / "outside.py")
+    (bus_folder / "50-hub.yaml").write_text(
+        "hub: {folder: consumers}\nconsumers:\n"
+        "  broken: {use: broken.py}\n"
+        "  outside: {use: ../../outside.py}\n"
+        "  linked: {use: linked.py}\n"
+        "  record: {use: broken.py}\n"
+        "  apart: {use: broken.py, isolation: process}\n"
+    )
     (bus_folder / "50-hub.yaml").chmod(0o600)
     file, out = record()
     port = free_ports(1)[0]
@@ -309,10 +422,13 @@ def test_a_consumer_that_cannot_be_loaded_leaves_a_hub_that_runs_and_says_why(bu
     hub.wait_for("ready")
     publish(koji, 1, 3)
     wait_until(lambda: numbers(out) == [1, 2, 3])
-    (reason,) = [one for one in ready(port) if "not loaded" in one]
-    assert "50-hub.yaml:3: consumer 'broken'" in reason
-    assert "ModuleNotFoundError" in reason
-    assert "consumer not loaded" in hub.err
+    broken, outside, linked, twice, apart = [one for one in ready(port) if "not loaded" in one]
+    assert "50-hub.yaml:3: consumer 'broken'" in broken and "ModuleNotFoundError" in broken
+    assert "50-hub.yaml:4: consumer 'outside'" in outside and "is outside" in outside
+    assert "50-hub.yaml:5: consumer 'linked'" in linked and "is outside" in linked
+    assert "50-hub.yaml:6: consumer 'record' is also in a file" in twice
+    assert "50-hub.yaml:7: consumer 'apart'" in apart and "ModuleNotFoundError" in apart
+    assert hub.err.count("consumer not loaded") == 5
     hub.send(signal.SIGTERM)
     assert hub.wait() == 0
 

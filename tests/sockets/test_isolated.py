@@ -231,6 +231,18 @@ def test_what_an_isolated_consumer_logs_is_in_the_log_of_the_hub(bus, write, out
         wait_until(lambda: any("consumer wild: mine: seen 1" in record.getMessage() for record in caplog.records))
 
 
+def test_an_isolated_consumer_has_the_texts_of_the_configuration(bus_folder, write, out, tmp_path):
+    file = bus_folder / "60-texts.yaml"
+    file.write_text("texts: {koji.package: {summary: 'number {body.i}', packages: ['{body.p}', two], title: Built}}\n")
+    file.chmod(0o600)
+    wanted = write(
+        "t = self.texts.of(message); self.note('/'.join([t.summary, *t.packages, t.title]).replace(' ', '-'))"
+    )
+    with Bus.open(bus_folder) as bus, bus.publisher(KOJI) as koji, running(bus, wanted, tmp_path / "consumers"):
+        koji.publish("package.build.start", {"i": 5, "p": "bash"})
+        wait_until(lambda: "number-5/bash/two/Built" in [text for _, text in notes(out)])
+
+
 def test_a_child_ends_with_the_hub_however_that_ends(write, tmp_path, out):
     folder, wanted = tmp_path / "consumers", write()
     reading, writing = os.pipe()
