@@ -50,6 +50,7 @@ man: install  ## write the manual pages, and what completes commands in shells, 
 
 soak: install  ## a long random run with faults of all kinds (SOAK_SECONDS=3600, SOAK_SEED=), or SOAK_KILLS=1000
 	FEDBUS_FAULT_SECONDS=60 $(BIN)/python -m pytest tests/processes/test_stopped.py tests/processes/test_real_disk.py tests/network/test_cable.py
+	FEDBUS_HISTORY_KILLS=100 $(BIN)/python -m pytest tests/processes/test_history_killed.py
 	$(BIN)/python -m tests.processes.soak --seconds $(SOAK_SECONDS) --kills $(SOAK_KILLS) --seed $(SOAK_SEED) $(SOAK_FLAGS)
 
 clean:  ## remove what the other targets made

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fedbus.history.errors import HistoryError
-from fedbus.history.finding import COLUMNS, Row, to_stored
+from fedbus.history.finding import COLUMNS, to_stored
 from fedbus.history.partition import DATABASE_ERRORS, Partition
 from fedbus.history.stored import StoredMessage
 

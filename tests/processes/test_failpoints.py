@@ -49,7 +49,7 @@ TIMES = {
     "replay.end": [1],
 }
 # those with a process of their own are killed by the tests of that process
-ELSEWHERE = ("relay.", "spool.", "dead.")
+ELSEWHERE = ("relay.", "spool.", "dead.", "history.")
 # what has to have happened in the life before, or to happen in the same one
 BEFORE = {"journal.recover": "journal.write.torn=kill@5"}
 BESIDE = {"journal.rewrite": "journal.sync.before=error:EIO@5"}
