@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from fedbus_consumers.irc import IrcRelay
-from fedbus_consumers.irc.network import Network
+from fedbus_consumers.irc_parts.network import Network
 
 from fedbus import Text, Texts
 from tests.services.irc_servers import Authority, Client, Inspircd, Ngircd, Server, folder_of_servers

@@ -12,8 +12,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fedbus_consumers.irc import IrcRelay, session
-from fedbus_consumers.irc.network import Network
+from fedbus_consumers.irc import IrcRelay
+from fedbus_consumers.irc_parts import session
+from fedbus_consumers.irc_parts.network import Network
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

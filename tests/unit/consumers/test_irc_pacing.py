@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from fedbus_consumers.irc.pacing import Backlog, Bucket, Pauses, cause_of
-from fedbus_consumers.irc.settings import NetworkOptions
-from fedbus_consumers.irc.text import Entry
+from fedbus_consumers.irc_parts.pacing import Backlog, Bucket, Pauses, cause_of
+from fedbus_consumers.irc_parts.settings import NetworkOptions
+from fedbus_consumers.irc_parts.text import Entry
 from hypothesis import given
 from hypothesis import strategies as st
 

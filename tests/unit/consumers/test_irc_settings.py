@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 from fedbus_consumers.irc import IrcRelay
-from fedbus_consumers.irc.rules import Rule, Seen
-from fedbus_consumers.irc.settings import _COLOURS, SCHEMA, ChannelOptions, NetworkOptions, Secret
+from fedbus_consumers.irc_parts.rules import Rule, Seen
+from fedbus_consumers.irc_parts.settings import _COLOURS, SCHEMA, ChannelOptions, NetworkOptions, Secret
 
 from fedbus import ConfigError, Text
 from fedbus.hub.options import ConsumerSettings
@@ -140,7 +140,7 @@ def test_colours_are_those_configured_or_always_the_same_for_a_service() -> None
 def test_a_regular_expression_made_to_take_for_ever_does_not(pattern: str) -> None:
     code = (
         "import sys\n"
-        "from fedbus_consumers.irc.rules import Regex\n"
+        "from fedbus_consumers.irc_parts.rules import Regex\n"
         f"assert not Regex({pattern!r}, 'here').found_in('a' * 10**6)\n"
     )
     # in a process of its own, which can be killed: an engine that backtracks would need more than the age of the world

@@ -6,7 +6,7 @@ import re
 import unicodedata
 
 import pytest
-from fedbus_consumers.irc.text import Entry, clean, cut, split, unmention
+from fedbus_consumers.irc_parts.text import Entry, clean, cut, split, unmention
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -18,9 +18,9 @@ from typing import Any, ClassVar
 from fedbus import ConfigError, Consumer, Message, parse_duration
 
 try:
-    from .network import Network
-    from .rules import Seen
-    from .settings import SCHEMA, NetworkOptions
+    from .irc_parts.network import Network
+    from .irc_parts.rules import Seen
+    from .irc_parts.settings import SCHEMA, NetworkOptions
 except ModuleNotFoundError as missing:
     raise ImportError(f"the IRC relay needs {missing.name}; install it with: pip install 'fedbus[irc]'") from missing
 
