@@ -6,7 +6,6 @@ hangs or takes too much memory, and this process ends with the hub.
 
 from __future__ import annotations
 
-import asyncio
 import ctypes
 import inspect
 import logging
@@ -18,7 +17,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -32,6 +31,9 @@ from fedbus.texts.texts import TextRule, Texts
 from fedbus.transport.state import Loss
 from fedbus.wire import parcel as parcels
 from fedbus.wire.envelope import open_parcel
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
 
 _TEXT = 20_000  # characters of an error or of a line of the log
 _PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -69,7 +71,7 @@ class _Child:
         self._turn = threading.Lock()
         self._consumer: Consumer | None = None
         self._limits = Limits()
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop: AbstractEventLoop | None = None
         self._messages: dict[int, Message] = {}  # of the last parcel, by index
 
     def serve(self) -> None:
@@ -172,6 +174,9 @@ class _Child:
         result = call()
         if inspect.isawaitable(result):
             if self._loop is None:
+                # it takes 25 ms to import, and a process is started anew for each crash of its consumer
+                import asyncio
+
                 self._loop = asyncio.new_event_loop()
             self._loop.run_until_complete(_await(result))
 

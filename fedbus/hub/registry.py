@@ -20,8 +20,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import jsonschema
-
 from fedbus.errors import ConfigError
 from fedbus.hub.consumer import MARK, Callback, Consumer, Declaration, check_name, name_of, takes_batches
 from fedbus.hub.enabled import Enabled
@@ -428,6 +426,9 @@ def _one(candidates: list[_Candidate], chosen: str, name: str, where: str) -> _C
 def _check_settings(
     schema: Mapping[str, Any], settings: dict[str, Any], wanted: ConsumerSettings, origins: Mapping[str, str]
 ) -> None:
+    # it takes 30 ms to import, and a process is started anew for each crash of its consumer
+    import jsonschema
+
     problems = []
     prefix = f"consumers.{wanted.name}.settings"
     try:
