@@ -557,6 +557,14 @@ class Bus:
         if self._publishers:
             families += of_links(self.links)
         families += of_subscribers(subscribers, now=self._clock.monotonic(), since=self._opened_at)
+        feeds = [one.foreign for one in subscribers if one.foreign is not None]
+        if feeds or self._fedmsg_publishers:
+            from fedbus.fedmsg.feed import FedmsgFeed
+            from fedbus.fedmsg.metrics import of_fedmsg_publishers, of_feeds
+
+            found = [one for one in feeds if isinstance(one, FedmsgFeed)]
+            families += of_feeds(found, now=self._clock.monotonic(), since=self._opened_at)
+            families += of_fedmsg_publishers([one for one in list(self._fedmsg_publishers) if not one.closed])
         families.append(of_refusals({} if self._verifier is None else dict(self._verifier.rejections)))
         families += of_schemas(None if self._schemas is None else self._schemas[0])
         families += of_discovery(self.discovery.figures(), self._clock.monotonic())

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import select
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -102,6 +104,13 @@ class FedmsgPending:
         self._sent.set()
 
 
+def _close_at_exit(reference: weakref.ref[FedmsgPublisher]) -> None:
+    """Send what a program has published that forgot to close."""
+    publisher = reference()
+    if publisher is not None:
+        publisher.close(5.0)
+
+
 class FedmsgPublisher:
     """Publishes the messages of one endpoint in the format of fedmsg; any thread may use it.
 
@@ -153,6 +162,7 @@ class FedmsgPublisher:
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._run, name=f"fedbus-{endpoint.name}", daemon=True)
         self._thread.start()
+        atexit.register(_close_at_exit, weakref.ref(self))
 
     # --- for callers -------------------------------------------------------------------------------------------
 

@@ -117,6 +117,7 @@ def lines(running: Running) -> list[dict[str, Any]]:
     return [json.loads(line) if line.startswith('{"') else ast.literal_eval(line) for line in found]
 
 
+@pytest.mark.badinput("B23")
 def test_fedbus_reads_a_real_publisher_and_checks_what_it_signs(site: Site, ours: Ours) -> None:
     (port,) = free_ports(1)
     publish = site.publisher("koji", port)
@@ -428,3 +429,92 @@ def test_what_a_bridge_has_carried_is_known_again_after_it_was_killed(
         assert missing() == 3  # 6, 7 and 8 were sent while nobody was there, as their numbers tell
         bridge.send(signal.SIGTERM)
         assert bridge.wait() == 0
+
+
+def test_the_commands_publish_to_and_show_what_comes_from_fedmsg(
+    site: Site, ours: Ours, spawn: Callable[..., Running]
+) -> None:
+    port, new_port = free_ports(2)
+    site.pki.issue("koji-new")
+    publish = site.publisher("koji", port)
+    site.config["endpoints"]["koji.new"] = [f"tcp://127.0.0.1:{new_port}"]
+    ours.add("koji.old01", port)
+    ours.add("koji.new", new_port, "koji-new")
+    folder = ours.write()
+    shown = spawn("tail", "koji.package", config=folder)
+    objects = spawn("tail", "--json", "--count", "1", config=folder)
+    tail = site.tail("--validate")
+
+    def once() -> bool:
+        publish({"topic": "package.build", "msg": {"package": "bash"}})
+        return "package.build" in shown.out and objects.code is not None and "package.build" in tail.out
+
+    wait_until(once, PATIENCE, "all three")
+    assert "[fedmsg]" in shown.out
+    (found,) = objects.records()
+    assert (found["wire"], found["endpoint"], found["signer"]) == ("fedmsg", "koji.old01", "koji")
+    assert found["body"] == {"package": "bash"}
+    sent = spawn("publish", "tag.add", '{"tag": "f42"}', "--as", "koji.new", "--wait", "30", "--json", config=folder)
+    assert sent.wait(PATIENCE) == 0, sent.err
+    (receipt,) = sent.records()
+    wait_until(lambda: receipt["id"] in tail.out, PATIENCE, "the message of the command")
+    checked = spawn("check", "config", config=folder)
+    assert checked.wait(PATIENCE) == 0, checked.out + checked.err
+
+
+def test_a_program_shows_what_it_reads_and_publishes_in_its_metrics(site: Site, ours: Ours) -> None:
+    port, new_port = free_ports(2)
+    site.pki.issue("koji-new")
+    publish = site.publisher("koji", port)
+    ours.add("koji.old01", port)
+    ours.add("koji.new", new_port, "koji-new")
+    bus = ours.open()
+    with bus.subscribe() as subscriber:
+        heard(subscriber, publish)
+        publisher = bus.publisher("koji.new")
+        publisher.publish("tag.add", {})
+        figures = {(name, labels.get("endpoint")): value for name, labels, value in parse(bus.metrics())}
+    assert figures["fedbus_fedmsg_messages_total", "koji.old01"] >= 1
+    assert figures["fedbus_fedmsg_published_total", "koji.new"] == 1
+
+
+def test_endpoints_that_speak_fedmsg_come_go_and_come_back_while_somebody_reads(site: Site, ours: Ours) -> None:
+    port, other = free_ports(2)
+    site.pki.issue("koji")
+    signer = FedmsgSigner.load(site.pki.folder / "koji.crt", site.pki.folder / "koji.key")
+    topic = "org.example.dev.koji.package.build"
+    stamp = int(site.pki.now.timestamp())
+
+    def message(number: int) -> tuple[bytes, bytes]:
+        fields = {"topic": topic, "msg": {"n": number}, "msg_id": f"2026-{number}", "timestamp": stamp, "i": number}
+        return topic.encode(), signer.sign(fields)
+
+    bus = ours.open()
+    first = Publishing(site.start("frames", json.dumps({"address": f"tcp://127.0.0.1:{port}"})))
+    with bus.subscribe() as subscriber:
+        ours.add("koji.old01", port)
+        ours.write()
+        bus.reload()
+
+        def subscribed(running: Publishing) -> bool:
+            subscriber.receive(0.05)
+            return "subscribed" in running.running.out
+
+        assert first.running.process.stdin is not None
+        first.running.process.stdin.write(b'"wait"\n')
+        first.running.process.stdin.flush()
+        first.sent += 1
+        wait_until(lambda: subscribed(first), PATIENCE, "a subscription")
+        first.frames(message(1))
+        assert numbers(subscriber, 1) == [1]
+        ours.add("koji.old01", other)
+        ours.write()
+        bus.reload()
+        second = Publishing(site.start("frames", json.dumps({"address": f"tcp://127.0.0.1:{other}"})))
+        assert second.running.process.stdin is not None
+        second.running.process.stdin.write(b'"wait"\n')
+        second.running.process.stdin.flush()
+        second.sent += 1
+        wait_until(lambda: subscribed(second), PATIENCE, "a subscription")
+        second.frames(message(2))
+        assert numbers(subscriber, 1) == [2]
