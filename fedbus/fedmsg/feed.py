@@ -211,7 +211,8 @@ class FedmsgFeed:
             again = bool(signer)
             if not again:
                 self._check_age(envelope)
-                signer = self.validator.check(envelope).name
+                envelope, identity = self.validator.accept(envelope)
+                signer = identity.name
                 again = not self.recent.take(envelope, signer)
         except Refused as error:
             self._refused(stream, error, now)

@@ -127,7 +127,15 @@ class Validator:
         self._refusals: GenerationCache[str, tuple[Reason, str]] = GenerationCache(_CERTIFICATES)
 
     def check(self, envelope: Envelope, *, at: float | None = None) -> Identity:
-        """Return who has signed *envelope*, and may say its topic.
+        """Return who has signed *envelope*, and may say its topic; see :meth:`accept`.
+
+        Raises:
+            TrustError: As there.
+        """
+        return self.accept(envelope, at=at)[1]
+
+    def accept(self, envelope: Envelope, *, at: float | None = None) -> tuple[Envelope, Identity]:
+        """Return what was signed of *envelope*, all of it but a ``seq_id``, and who has signed it and may say its topic.
 
         *at* (seconds of wall time) judges as of then, for archives that know when a message was made.
 
@@ -148,9 +156,9 @@ class Validator:
         if identity is None or not identity.holds_from <= now <= identity.holds_until:
             identity = self._identify(certificate)
             self._judge(identity, now)
-        self._prove(identity, envelope)
+        proved = self._prove(identity, envelope)
         self.policy.check(envelope.topic, identity.name)
-        return identity
+        return proved, identity
 
     def check_record(self, record: dict[str, Any], *, at: float | None = None) -> tuple[Envelope, Identity]:
         """Check what an archive has stored, which adds to messages what nobody has signed; see :meth:`check`.
@@ -161,7 +169,7 @@ class Validator:
         first: TrustError | None = None
         for envelope in restored(record):
             try:
-                return envelope, self.check(envelope, at=at)
+                return self.accept(envelope, at=at)
             except TrustError as error:
                 if error.reason is not Reason.SIGNATURE:
                     raise
@@ -180,7 +188,8 @@ class Validator:
         """Count one refusal for *reason*."""
         self.rejections[reason] += 1
 
-    def _prove(self, identity: Identity, envelope: Envelope) -> None:
+    def _prove(self, identity: Identity, envelope: Envelope) -> Envelope:
+        """Return the part of *envelope* that the key of *identity* has signed."""
         text = envelope.signature
         if len(text) > SIGNATURE_CHARACTERS:
             raise TrustError(Reason.SIGNATURE, "the signature is too long to be one, so it was not looked at")
@@ -190,14 +199,14 @@ class Validator:
             raise TrustError(Reason.SIGNATURE, f"the signature is {error}") from None
         try:
             identity.key.verify(signature, envelope.signed, _PADDING, _SHA1)
-            return
+            return envelope
         except InvalidSignature:
             pass
         other = without_replay_number(envelope)
         if other is not None:
             try:
                 identity.key.verify(signature, other.signed, _PADDING, _SHA1)
-                return
+                return other
             except InvalidSignature:
                 pass
         raise TrustError(
