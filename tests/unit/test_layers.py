@@ -107,12 +107,8 @@ def test_consumers_import_from_fedbus_alone() -> None:
     wrong = []
     for path in sorted((ROOT / "consumers").rglob("*.py")):
         # the parts of a consumer that is more than a file stand in a folder beside it
-        own = ".".join(
-            [
-                "consumers",
-                path.relative_to(ROOT / "consumers").parts[0].removesuffix(".py").removesuffix("_parts") + "_parts",
-            ]
-        )
+        first = path.relative_to(ROOT / "consumers").parts[0].removesuffix(".py")
+        own = f"consumers.{first.removesuffix('_parts')}_parts"
         for line, name in imports(path):
             if name.startswith(own):
                 continue

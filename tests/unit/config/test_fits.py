@@ -26,7 +26,14 @@ GOOD: dict[str, Any] = {
     "publisher": {"signatures_per_second": 0.5, "queue_bytes": "1MiB", "beat_interval": 1.5},
     "limits": {"message_bytes": 1000, "nesting": 64.0},
     "hub": {"http": "127.0.0.1:1"},
-    "consumers": {"irc": {"enabled": True, "batch": {"messages": 2, "seconds": "1s"}, "settings": {"any": [1, None]}, "ordered_by": "body.a.b"}},
+    "consumers": {
+        "irc": {
+            "enabled": True,
+            "batch": {"messages": 2, "seconds": "1s"},
+            "settings": {"any": [1, None]},
+            "ordered_by": "body.a.b",
+        }
+    },
     "log": {"level": "info"},
 }
 
