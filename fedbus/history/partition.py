@@ -82,7 +82,12 @@ class Partition:
                 path.touch(mode=0o600)
             connection = connect(path, writable=writable)
             try:
-                if writable:
+                if not writable and _is_blank(connection):
+                    # its first writer has only just made it
+                    connection.close()
+                    connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+                    _make(connection)
+                elif writable:
                     _make(connection)
                 _check_format(path, connection)
             except BaseException:
@@ -350,6 +355,10 @@ def _make(connection: sqlite3.Connection) -> None:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
+
+
+def _is_blank(connection: sqlite3.Connection) -> bool:
+    return not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
 
 
 def _check_format(path: Path, connection: sqlite3.Connection) -> None:

@@ -192,3 +192,14 @@ def test_a_history_is_read_where_nobody_may_write(open_it, folder, press):
             assert numbers(reader) == [0, 1, 2]
     finally:
         folder.chmod(0o700)
+
+
+def test_a_file_that_its_first_writer_has_only_just_made_is_empty_and_no_damage(open_it, folder, press):
+    with open_it() as store:
+        (folder / NAME).touch()
+        assert numbers(store) == []
+        assert store.count(HistoryQuery(text="word")) == 0
+        assert [(one.name, one.fault) for one in store.partitions()] == [("2027-01", "")]
+        assert list(store.faults()) == []
+        store.write(press.batch(bodies(0, 2)))
+        assert numbers(store) == [0, 1]
