@@ -135,7 +135,7 @@ class Validator:
         return self.accept(envelope, at=at)[1]
 
     def accept(self, envelope: Envelope, *, at: float | None = None) -> tuple[Envelope, Identity]:
-        """Return what was signed of *envelope*, all of it but a ``seq_id``, and who has signed it and may say its topic.
+        """Return what was signed of *envelope* (all but a ``seq_id``), and who has signed it and may say its topic.
 
         *at* (seconds of wall time) judges as of then, for archives that know when a message was made.
 
