@@ -15,7 +15,7 @@ from fedbus.trust import curve
 
 
 def run(*arguments: str, folder: Path) -> Result:
-    return CliRunner().invoke(check, arguments, obj={"config": str(folder)})
+    return CliRunner().invoke(check, ["--timeout", "10", *arguments], obj={"config": str(folder)})
 
 
 def shown(result: Result) -> Any:
