@@ -106,6 +106,8 @@ def prepare(connection: psycopg.Connection[Any], options: HistoryOptions, *, wri
     if writable:
         connection.execute("SELECT set_config('statement_timeout', %s, false)", (str(_STATEMENT_MS),))
         connection.execute("SET synchronous_commit = on")
+        # writers follow one another by a lock, and each has to see what the one before has committed
+        connection.execute("SET default_transaction_isolation = 'read committed'")
     if not _has_tables(connection):
         if not writable:
             raise HistoryError(
@@ -136,7 +138,7 @@ def told(options: HistoryOptions, doing: str) -> Iterator[None]:
                 f"{text}; restore the database from a backup, then `fedbus history rebuild` fills in what is newer",
                 where=options.shown,
             ) from error
-        if isinstance(error, _OURS):
+        if isinstance(error, _OURS) and not isinstance(error, IN_THE_WAY):
             raise HistoryError(text) from error
         raise HistoryUnavailable(f"{text}; {_advice(error)}") from error
 

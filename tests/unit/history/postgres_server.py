@@ -36,7 +36,7 @@ class Server:
         subprocess.run(
             [
                 *(self._programs["initdb"], "-D", self.data, "-U", USER, "-A", "trust", "-E", "UTF8"),
-                *("--locale=C", "--no-sync", "--no-instructions"),
+                *("--locale=C", "--no-sync", "--no-instructions", "--wal-segsize=1"),
             ],
             check=True,
             stdout=subprocess.DEVNULL,
