@@ -10,7 +10,7 @@ from fedbus.cli.escaping import escape
 _EIGHTHS = " ▁▂▃▄▅▆▇█"
 _PARTS = " ▏▎▍▌▋▊▉█"
 _STEPS = (1, 2, 3, 6, 12, 24, 48, 7 * 24, 14 * 24, 28 * 24, 13 * 7 * 24, 52 * 7 * 24)  # hours of one column
-_NARROWEST = 20
+_NARROWEST = 40  # below, lines are longer than the terminal, rather than cut
 _WIDEST = 4  # characters of one column, where there are few
 
 
@@ -31,7 +31,7 @@ def by_topic(counts: Mapping[str, int], columns: int, *, plain: bool = False, mo
         name = topic if len(topic) <= wide else "…" + topic[-(wide - 1) :]
         share = f"{100 * count / total:5.1f} %"
         line = f"{name:<{wide}} {count:>{number},} {share} {_bar(count, highest, room, plain)}"
-        lines.append(line.rstrip()[:columns])
+        lines.append(line.rstrip())
     return lines
 
 
