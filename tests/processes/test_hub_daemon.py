@@ -146,6 +146,7 @@ def test_several_workers_and_batches_lose_nothing_when_the_hub_is_killed_again_a
         hub.send(signal.SIGKILL)
         hub.wait()
     hub = spawn("hub", config=bus_folder)
+    hub.wait_for("ready")
     wait_until(lambda: len(set(numbers(out))) == sent, 60, "every message")
     with Bus.open(bus_folder) as bus:
         wait_until(lambda: bus.cursors.load("hub.many")[KOJI].sequence == sent)
@@ -176,6 +177,7 @@ def test_a_batch_that_takes_the_hub_down_with_it_is_given_one_by_one_and_only_th
         hub: Running = spawn("hub", config=bus_folder)
         assert hub.wait() == -signal.SIGKILL
     hub = spawn("hub", config=bus_folder)
+    hub.wait_for("ready")
     wait_until(lambda: set(numbers(out)) == set(range(1, 21)) - {7}, 30, "the messages beside it")
     with Bus.open(bus_folder) as bus:
         (letter,) = wait_until(bus.dead.list)
