@@ -33,11 +33,11 @@ if TYPE_CHECKING:
         TrustError,
         WireError,
     )
+    from fedbus.fedmsg.publisher import FedmsgPublisher, FedmsgReceipt
     from fedbus.history.errors import HistoryDamaged, HistoryError, HistoryUnavailable
     from fedbus.history.options import HistoryOptions
     from fedbus.history.query import HistoryQuery
     from fedbus.history.store import HistoryStore, open_history
-    from fedbus.fedmsg.publisher import FedmsgPublisher, FedmsgReceipt
     from fedbus.hub.consumer import Consumer, Drop, Halt, Retry, consumer
     from fedbus.hub.hub import Hub
     from fedbus.hub.options import Batch
