@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from itertools import chain, islice
 from typing import Any
 
@@ -20,6 +21,8 @@ Body = Mapping[str, Any]
 _ENVIRONMENTS = frozenset({"dev", "stg", "stage", "staging", "prod", "production"})
 _CHILDREN = 24  # fields of the body that are looked into
 _ITEMS = 8  # of a list
+_REMEMBERED = 8192  # names that were cleaned: they come again and again
+_SHORT = 200  # characters of such a name
 
 # The names of fields, what says it best first.
 _AGENTS = (
@@ -136,12 +139,14 @@ def name_of(value: Any, room: int = 100) -> str:
     return _name(value, room, 3)
 
 
+@lru_cache(maxsize=_REMEMBERED)
 def package_of(text: str) -> str:
     """Return the name in NAME-VERSION-RELEASE; any other text as it is."""
     match = _NVR.fullmatch(text)
     return match[1] if match else text
 
 
+@lru_cache(maxsize=_REMEMBERED)
 def person_of(text: str) -> str:
     """Return a person's name without the address, the host and the like that came with it."""
     text = text.strip()
@@ -156,14 +161,17 @@ def person_of(text: str) -> str:
     return text
 
 
+_line = lru_cache(maxsize=_REMEMBERED)(words.line)
+
+
 def _name(value: Any, room: int, depth: int) -> str:
     if isinstance(value, str):
-        return words.line(value, room)
+        return _line(value, room) if len(value) <= _SHORT else words.line(value, room)
     if isinstance(value, bool) or value is None:
         return ""
     if isinstance(value, (int, float)):
         return str(value)[:40]
-    if isinstance(value, Mapping) and depth:
+    if isinstance(value, (dict, Mapping)) and depth:  # in this order: almost all are dicts, which is told sooner
         for key in _NAMES:
             if (inner := value.get(key)) and (name := _name(inner, room, depth - 1)):
                 return name
@@ -201,8 +209,8 @@ def _agent(places: list[Body]) -> str:
     for place in places:
         for key in _AGENTS:
             value = place.get(key)
-            if value and isinstance(value, (str, Mapping)) and (name := person_of(name_of(value))):
-                return words.line(name, 60)
+            if value and isinstance(value, (str, dict, Mapping)) and (name := person_of(name_of(value))):
+                return _line(name, 60)
     return ""
 
 
@@ -213,8 +221,8 @@ def _people(places: list[Body]) -> Iterator[str]:
             if not value:
                 continue
             for one in value[:_ITEMS] if isinstance(value, list) else (value,):
-                if isinstance(one, (str, Mapping)) and (name := person_of(name_of(one))):
-                    yield words.line(name, 60)
+                if isinstance(one, (str, dict, Mapping)) and (name := person_of(name_of(one))):
+                    yield _line(name, 60)
 
 
 def _packages(places: list[Body]) -> tuple[str, ...]:
@@ -227,7 +235,7 @@ def _packages(places: list[Body]) -> tuple[str, ...]:
             if not value:
                 continue
             for one in value[:_ITEMS] if isinstance(value, list) else (value,):
-                if name := name_of(one) if isinstance(one, (str, Mapping)) else "":
+                if name := name_of(one) if isinstance(one, (str, dict, Mapping)) else "":
                     found[package_of(name)] = None
         if found:
             break
@@ -287,12 +295,12 @@ def _versioned(body: Body, key: str) -> str:
     name, version, release = body.get(key), body.get("version"), body.get("release")
     if not isinstance(name, str) or not isinstance(version, str) or not name or not version:
         return ""
-    name = words.line(name, 100)
+    name = name_of(name)
     if _NVR.fullmatch(name):
         return name
-    parts = [name, words.line(version, 60)]
+    parts = [name, _line(version[:_SHORT], 60)]
     if isinstance(release, str) and release:
-        parts.append(words.line(release, 60))
+        parts.append(_line(release[:_SHORT], 60))
     return "-".join(parts)
 
 
