@@ -10,7 +10,7 @@ from typing import NamedTuple
 from fedbus.history.places import first_place, partition_of, placed_ms, stated_ms
 from fedbus.history.stored import NATIVE, Proof, proof_of
 from fedbus.history.words import document, text_of
-from fedbus.model.message import Message
+from fedbus.model.message import Message, MessageKey
 from fedbus.texts.texts import Texts
 
 _AFTER_ID = len(b'{"specversion":"1.0","id":"') + 36
@@ -52,8 +52,17 @@ def key_of(message: Message) -> Key:
     if message.wire == NATIVE:
         parcel = message.parcel
         return Key(parcel.endpoint, parcel.epoch, message.sequence)
-    digest = sha256(str(message.key).encode()).digest()
-    return Key(message.endpoint, "", int.from_bytes(digest[:8], "big") >> 1)
+    return _hashed(message.key)
+
+
+def _hashed(key: MessageKey) -> Key:
+    digest = sha256(str(key).encode()).digest()
+    return Key(key.endpoint, "", int.from_bytes(digest[:8], "big") >> 1)
+
+
+def keys_for(key: MessageKey) -> tuple[Key, Key]:
+    """Return under which keys the message *key* may stand in a store: as a native one, and as one of another format."""
+    return Key(key.endpoint, key.epoch, min(key.sequence, 2**63 - 1)), _hashed(key)
 
 
 def place(messages: Iterable[Message], now_ms: int) -> list[Row]:

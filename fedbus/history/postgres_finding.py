@@ -9,6 +9,7 @@ import psycopg
 
 from fedbus.clock import Clock
 from fedbus.history.finding import is_wanted
+from fedbus.history.incoming import keys_for
 from fedbus.history.places import HOUR_MS, SLOT_BITS
 from fedbus.history.query import HistoryQuery, Terms
 from fedbus.history.stored import Proof, StoredMessage
@@ -113,12 +114,15 @@ class Finder:
 
     def place_of(self, key: MessageKey) -> int | None:
         """Return the place of the message with that key."""
-        streams = [number for number, stream in self._streams.items() if stream == (key.endpoint, key.epoch)]
-        row = self._connection.execute(
-            "SELECT id FROM fedbus_history_message WHERE stream = ANY(%s) AND sequence = %s",
-            (streams, min(key.sequence, 2**63 - 1)),
-        ).fetchone()
-        return None if row is None else int(row[0])
+        numbers = {stream: number for number, stream in self._streams.items()}
+        for endpoint, epoch, sequence in keys_for(key):
+            row = self._connection.execute(
+                "SELECT id FROM fedbus_history_message WHERE stream = %s AND sequence = %s",
+                (numbers.get((endpoint, epoch), 0), sequence),
+            ).fetchone()
+            if row is not None:
+                return int(row[0])
+        return None
 
     def _fetch_proofs(self, numbers: set[int]) -> None:
         if len(self._proofs) > 4 * _PAGE:

@@ -17,7 +17,7 @@ from fedbus.errors import DeadlineExceeded, Fenced
 from fedbus.failpoints import ARMED, hit
 from fedbus.history.errors import HistoryDamaged, HistoryError, HistoryUnavailable
 from fedbus.history.finding import find, is_wanted, tally, total
-from fedbus.history.incoming import Row, Written, by_partition, other_partitions, place, repeated
+from fedbus.history.incoming import Row, Written, by_partition, keys_for, other_partitions, place, repeated
 from fedbus.history.options import HistoryOptions
 from fedbus.history.partition import Partition, connect, told
 from fedbus.history.places import HOUR_MS, SLOT_BITS, bounds, is_over, kept_from
@@ -370,13 +370,14 @@ class SqliteHistory:
     def place_of(self, key: MessageKey) -> int | None:
         for name in self._names():
             with self._reading(name) as part, told(part.path, "read"):
-                row = part.connection.execute(
-                    "SELECT message.id FROM stream JOIN message ON message.stream = stream.id AND sequence = ? "
-                    "WHERE endpoint = ? AND epoch = ?",
-                    (min(key.sequence, 2**63 - 1), key.endpoint, key.epoch),
-                ).fetchone()
-            if row is not None:
-                return int(row[0])
+                for endpoint, epoch, sequence in keys_for(key):
+                    row = part.connection.execute(
+                        "SELECT message.id FROM stream JOIN message ON message.stream = stream.id AND sequence = ? "
+                        "WHERE endpoint = ? AND epoch = ?",
+                        (sequence, endpoint, epoch),
+                    ).fetchone()
+                    if row is not None:
+                        return int(row[0])
         return None
 
     def find(self, query: HistoryQuery) -> Iterator[StoredMessage]:

@@ -126,7 +126,12 @@ class StoredMessage:
 
     @property
     def key(self) -> MessageKey:
-        """Stream and sequence, as the row says."""
+        """Stream and sequence, as the row says; of a message of fedmsg, as the message says."""
+        if not self.epoch:
+            try:
+                return self.message().key
+            except WireError:
+                pass  # as much as can be told
         return MessageKey(self.endpoint, self.epoch, self.sequence)
 
     def message(self) -> Message:
