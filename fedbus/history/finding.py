@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from fedbus.errors import WireError
-from fedbus.history.partition import HOUR, HOUR_PLACES, Partition
+from fedbus.history.partition import HOUR, HOUR_PLACES, Partition, blob
 from fedbus.history.query import HistoryQuery, Terms
 from fedbus.history.stored import StoredMessage
 
@@ -78,7 +78,7 @@ def to_stored(
         endpoint,
         epoch,
         sequence,
-        bytes(envelope) if not isinstance(envelope, str) else envelope.encode(),
+        blob(envelope),
         leaf,
         part.proof(parcel),
         f"{part.path.name} message {at}",

@@ -266,20 +266,20 @@ class Partition:
         proof = None
         if row is not None:
             first, size, start, der, signature, chain, path, leaves, signer, wire, taken_at_ms, original = row
-            steps = bytes(path)
+            steps = blob(path)
             proof = Proof(
                 first,
                 size,
                 start,
-                bytes(der or b""),
-                bytes(signature),
-                bytes(chain),
+                blob(der),
+                blob(signature),
+                blob(chain),
                 tuple(steps[at : at + merkle.HASH_BYTES] for at in range(0, len(steps), merkle.HASH_BYTES)),
-                bytes(leaves),
-                signer,
-                wire,
+                blob(leaves),
+                str(signer),
+                str(wire),
                 taken_at_ms,
-                bytes(original or b""),
+                blob(original),
             )
         self._proofs[number] = proof
         return proof
@@ -306,6 +306,13 @@ class Partition:
                     raise
                 found = [str(error)]
         return found
+
+
+def blob(value: object) -> bytes:
+    """Return a column that should hold bytes; SQLite lets whoever alters a row put anything there."""
+    if isinstance(value, bytes):
+        return value
+    return value.encode("utf-8", "surrogateescape") if isinstance(value, str) else b""
 
 
 def connect(path: Path, *, writable: bool) -> sqlite3.Connection:

@@ -7,6 +7,7 @@ cannot be checked here, is *not verifiable*, which is never as good as verified.
 from __future__ import annotations
 
 import binascii
+import struct
 from base64 import b64decode
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -89,7 +90,7 @@ class SealCheck:
                 return _unverifiable(f"its format {proof.wire[:40]!r} is not known here")
         except Refused as error:
             return Verdict(State.REFUSED, str(error), error.reason)
-        except (ValueError, IndexError, OverflowError, UnicodeError) as error:
+        except (ValueError, IndexError, OverflowError, TypeError, AttributeError, struct.error) as error:
             return Verdict(State.REFUSED, f"the row is not as it was written: {error}", Reason.MALFORMED)
         return GOOD
 

@@ -31,7 +31,7 @@ def message(site, number: int) -> Message:
         i=number,
         msg={"n": number, "ratio": 0.1, "text": "é", "package": "bash"},
         timestamp=NOW + number,
-        msg_id=f"2027-0192f0c0-0000-7000-8000-{number:012d}",
+        msg_id=f"2027-11111111-0000-4000-8000-{number:012d}",
     )
     return to_message(envelope, endpoint="koji.build01", signer="koji")
 

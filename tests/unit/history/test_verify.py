@@ -98,6 +98,17 @@ def test_an_envelope_that_was_written_anew_does_not_verify_and_its_row_alone_is_
         ("UPDATE parcel SET path = zeroblob(32) WHERE size > 1", 20),
         ("UPDATE parcel SET leaves = zeroblob(length(leaves)) WHERE size > 1", 20),
         ("UPDATE certificate SET der = x'3000'", 21),
+        ("UPDATE parcel SET first = 'text'", 21),
+        ("UPDATE parcel SET size = -1", 21),
+        ("UPDATE parcel SET start = 1.5", 21),
+        ("UPDATE parcel SET leaves = 'text'", 21),
+        ("UPDATE parcel SET signature = 7", 21),
+        ("UPDATE parcel SET path = 'text'", 21),
+        ("UPDATE message SET envelope = 7 WHERE leaf = 3", 1),
+        ("UPDATE message SET envelope = CAST(envelope AS TEXT) || ' ' WHERE leaf = 3", 1),
+        ("UPDATE message SET leaf = 'text' WHERE leaf = 3", 1),
+        ("UPDATE message SET topic = 99 WHERE leaf = 3", 1),
+        ("UPDATE message SET stream = 99 WHERE leaf = 3", 1),
     ],
 )
 def test_no_column_can_be_altered_without_notice(folder, store, press, statement, number):
