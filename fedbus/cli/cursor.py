@@ -6,6 +6,7 @@ import difflib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import click
@@ -16,7 +17,9 @@ from fedbus.cli.escaping import escape
 if TYPE_CHECKING:
     from fedbus.config.settings import Settings
     from fedbus.journal.cursors import CursorStore
+    from fedbus.model.position import Cursor, Position
 
+_OTHERS = "*"  # as fedbus.hub.delivery.SINCE, which would bring the whole hub along
 _HUB = "hub."  # what the names of the hub's cursors begin with, one for each consumer
 _json_option = click.option("--json", "as_json", is_flag=True, help="The result as JSON.")
 
@@ -42,7 +45,7 @@ def list_cursors(context: click.Context, as_json: bool) -> None:
     found = {}
     if settings.cursors.exists():  # looking must not create it
         with _open(settings) as store:
-            found = {name: len(store.load(name)) for name in store.list()}
+            found = {name: len(_places(store, name)[0]) for name in store.list()}
     if as_json:
         rows = [{"name": name, "owner": _owner(name), "endpoints": count} for name, count in found.items()]
         click.echo(json.dumps(rows, indent=2))
@@ -64,7 +67,7 @@ def show(context: click.Context, name: str, as_json: bool) -> None:
     """Show the place of cursor NAME in each stream, in the form that --since of `fedbus tail` takes."""
     settings = load_settings(context)
     with _existing(settings, name) as store:
-        places = store.load(name)
+        places, others = _places(store, name)
     if as_json:
         positions = {
             endpoint: {"epoch": place.epoch, "sequence": place.sequence} for endpoint, place in sorted(places.items())
@@ -74,6 +77,8 @@ def show(context: click.Context, name: str, as_json: bool) -> None:
     for endpoint, place in sorted(places.items()):
         gone = "" if endpoint in settings.endpoints else "  (not in the configuration)"
         click.echo(f"{escape(endpoint)}/{escape(place.epoch)}/{place.sequence}{gone}")
+    if others is not None:
+        notice(f"endpoints without a place here are read from {_time(others.sequence)} on")
 
 
 @cursor.command("delete", epilog=examples("fedbus cursor delete nightly", "fedbus cursor delete hub.announce --json"))
@@ -103,6 +108,17 @@ def delete(context: click.Context, name: str, as_json: bool) -> None:
             "cursor again, so stop it first"
         )
     notice(follows)
+
+
+def _places(store: CursorStore, name: str) -> tuple[Cursor, Position | None]:
+    """Return the places in streams, and where (Unix, milliseconds) a consumer of the hub begins with other ones."""
+    places = dict(store.load(name))
+    others = places.pop(_OTHERS, None)
+    return places, others
+
+
+def _time(milliseconds: int) -> str:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def _open(settings: Settings) -> CursorStore:

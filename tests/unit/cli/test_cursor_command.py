@@ -9,6 +9,7 @@ from click.testing import CliRunner, Result
 
 from fedbus.cli.cursor import cursor
 from fedbus.config.settings import Settings
+from fedbus.hub.delivery import SINCE
 from fedbus.journal.cursors import CursorStore
 from fedbus.model.position import Position
 
@@ -51,6 +52,16 @@ def test_a_cursor_is_shown_as_places_that_since_takes(run, places):
         "owner": "hub",
         "positions": {"koji.build01": {"epoch": EPOCH, "sequence": 5}},
     }
+
+
+def test_where_a_consumer_begins_with_other_endpoints_is_no_place(run, bus_folder):
+    with CursorStore.open(Settings.load(bus_folder, {}).cursors) as store:
+        store.save("hub.late", {SINCE: Position("", 1795327893199), "koji.build01": Position(EPOCH, 5)})
+    assert json.loads(run("list", "--json").stdout) == [{"name": "hub.late", "owner": "hub", "endpoints": 1}]
+    shown = run("show", "hub.late")
+    assert shown.stdout == f"koji.build01/{EPOCH}/5\n"
+    assert "are read from 2026-11-22T06:11:33Z on" in shown.stderr
+    assert list(json.loads(run("show", "hub.late", "--json").stdout)["positions"]) == ["koji.build01"]
 
 
 @pytest.mark.parametrize(("name", "follows"), [("nightly", "where its --since"), ("hub.announce", "consumer announce")])
