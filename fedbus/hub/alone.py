@@ -110,10 +110,13 @@ class Alone(Crew):
                     if result is not None:
                         self._settle(result)
                 except BaseException as error:
-                    if not self._again(message, error):
-                        self._done = message
-                        continue
-                delivered += 1
+                    failed = error
+                else:
+                    delivered += 1
+                    self._done = message
+                    continue
+                # behind the handler: what a later attempt raises does not come from this
+                delivered += self._again(message, failed)
                 self._done = message
         finally:
             self.current = None
@@ -153,14 +156,17 @@ class Alone(Crew):
             self._stats.requeued += 1
             self.current = message
             self._slot[0] = message.sequence | REQUEUED
+            failed: BaseException | None = None
             try:
-                self._settle(self._consume(message))
-            except BaseException as error:
-                if not self._again(message, error, letter):
+                try:
+                    self._settle(self._consume(message))
+                except BaseException as error:
+                    failed = error
+                if failed is None:
+                    self._slot[0] = 0
+                    self._trying.taken(message, letter)
+                elif not self._again(message, failed, letter):
                     continue
-            else:
-                self._slot[0] = 0
-                self._trying.taken(message, letter)
             finally:
                 self.current = None
                 self._slot[0] = 0

@@ -53,6 +53,7 @@ def test_what_is_published_reaches_the_consumer_and_what_it_fails_is_a_dead_lett
     (letter,) = bus.dead_letters()
     assert (letter.consumer, letter.body, letter.attempts) == ("keep", {"n": 3, "do": "fail"}, 4)
     assert "ValueError: broken" in letter.reason and "in consume" in letter.traceback
+    assert letter.traceback.count("Traceback") == 1, "earlier attempts are no cause of the last one"
     keep.broken = False
     bus.requeue(letter)
     bus.wait_for(lambda: keep.seen == [1, 4, 3], what="the requeued letter")
