@@ -337,7 +337,8 @@ class Hub:
             for enabled in loaded:
                 discard(enabled)
             self._renewal_refused = str(error)
-            log.error("the changed consumers are refused as a whole, those that run go on: %s", error)
+            faults = str(error).replace("\n", "; ")
+            log.error("the changed consumers are refused as a whole, those that run go on: %s", faults)
             return
         before, self._http = self._http, server
         if before is not None and before is not server:
