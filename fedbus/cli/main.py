@@ -223,6 +223,9 @@ def _tell(given: dict[str, Any], error: BaseException, text: str) -> None:
 
 
 def _show_usage(error: click.UsageError, name: str) -> None:
+    if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):  # since click 8.2: its text is the help
+        notice(error.format_message())
+        return
     if error.ctx is not None:
         notice(error.ctx.get_usage())
         notice(f"Try '{error.ctx.command_path} --help' for help.\n")

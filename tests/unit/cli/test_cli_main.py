@@ -135,6 +135,13 @@ def test_the_folder_may_be_named_before_or_after_the_subcommand(before, bus_fold
     assert str(bus_folder) in capfd.readouterr().out
 
 
+@pytest.mark.parametrize("arguments", [(), ("dead",)])
+def test_a_group_without_a_subcommand_shows_its_help_and_nothing_else(quiet_logs, capfd, arguments):
+    run(fedbus_command, "fedbus", arguments)
+    shown = "".join(capfd.readouterr())
+    assert shown.startswith("Usage: ") and shown.count("Usage: ") == 1 and "Error" not in shown
+
+
 def test_an_unknown_command_is_a_usage_error_with_a_hint(quiet_logs, capfd):
     assert run(fedbus_command, "fedbus", ["publsh"]) == 2
     assert "did you mean 'publish'?" in capfd.readouterr().err
