@@ -234,7 +234,7 @@ def _checked(topic: str, data: bytes, settings: Settings, schemas: Schemas, with
         facts["topic"] = _full(named, settings)
     found = schemas.of(facts["topic"])
     if found is None:
-        return {**facts, "error": "there is no schema for this topic"}
+        return {**facts, "error": "has no schema"}
     faults = found.faults(body, 100)
     warnings = [f"{name} is deprecated" for name in found.deprecated_in(body)]
     if found.deprecated:

@@ -69,7 +69,7 @@ def test_show_prints_the_schema_of_a_topic_or_of_a_name(fedbus: Run, schemas: Pa
         (["koji.package.build.complete"], "{}", 1, "body.package: is missing (rule required"),
         (["org.example.dev.koji.package.build", "{}"], "", 1, "rule required"),
         (["koji.package.build", "--lines"], '{"package": "ab"}\n\n{"package": 1}\n[]\n', 1, "line 3: body.package: "),
-        (["bodhi.update", "{}"], "", 1, "there is no schema"),
+        (["bodhi.update", "{}"], "", 1, "org.example.dev.bodhi.update has no schema"),
         (["koji.package.build", "[1]"], "", 1, ""),
         (
             ["--with-topic"],
