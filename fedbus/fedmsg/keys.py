@@ -75,8 +75,8 @@ KEYS: dict[str, tuple[Status, str]] = {
     "fedmsg.consumers.*": (HAND, "consumers.NAME"),
     "stomp_*": (NONE, "there is no other transport"),
     "amqp_*": (NONE, "there is no other transport"),
-    "irc": (HAND, "consumers.irc.settings"),
-    "irc_*": (HAND, "consumers.irc.settings"),
+    "irc": (HAND, "a consumer with `use: fedbus_consumers.irc`: consumers.NAME.settings.networks"),
+    "irc_*": (HAND, "a consumer with `use: fedbus_consumers.irc`: consumers.NAME.settings.networks"),
     "logging": (HAND, "log.level and log.format"),
 }
 
