@@ -470,7 +470,7 @@ def _certificates(context: click.Context, what: str, directory: Path | None) -> 
             return x509.load_pem_x509_certificates(data)
         return [x509.load_der_x509_certificate(data)]
     except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
-        raise KeysError(f"cannot read certificate {path}: it holds none in PEM or DER form ({error})") from error
+        raise KeysError(f"cannot read certificate {path}: it holds none in PEM or DER form") from error
 
 
 def _described(certificate: x509.Certificate) -> dict[str, Any]:

@@ -298,7 +298,7 @@ def _decode_foreign(text: str, limits: Limits) -> dict[str, Any]:
     except RecursionError:
         raise WireError(Reason.NESTING, f"nested deeper than {limits.nesting} levels") from None
     if not isinstance(value, dict):
-        raise WireError(Reason.JSON, f"one JSON object is needed, this is {type(value).__name__}")
+        raise WireError(Reason.JSON, f"one JSON object is needed, this is of type {type(value).__name__}")
     return value
 
 
