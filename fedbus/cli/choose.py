@@ -39,6 +39,8 @@ class Where:
         negated, path, operator, value = match.groups()
         if negated and operator:
             raise ValueError(f"{text!r} is not a filter; {WHERE_FORM}")
+        if operator in ("<", "<=", ">", ">=") and not value.strip():
+            raise ValueError(f"{text!r} is not a filter; write what it is compared with behind {operator}")
         self.path = path.strip()
         self.negated = bool(negated) or operator in ("!=", "!~")
         self._fits = _test(operator, value)

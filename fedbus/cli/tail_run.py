@@ -81,7 +81,7 @@ class Reading:
             subscriber = self._subscribe(self._begin, self._places())
         if (is_terminal(sys.stderr) and self._loud >= 0) or self._loud > 0:
             names = list(self._endpoints) or list(bus.settings.endpoints)
-            notice(_opening(names, [one.text for one in subscriber.filters], self._begin, self._cursor))
+            notice(_opening(names, [one.text for one in subscriber.filters], self._begin, self._cursor, last))
         follower = Follower(bus.discovery, hangup, now=time.monotonic(), only=self._endpoints, quiet=self._loud < 0)
         loop = Loop(
             subscriber,
@@ -142,9 +142,10 @@ class Reading:
         self._marks.mark("lost", str(loss))
 
 
-def _opening(names: list[str], filters: list[str], since: SinceLike, cursor: str | None) -> str:
+def _opening(names: list[str], filters: list[str], since: SinceLike, cursor: str | None, last: int | None) -> str:
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     where = f"from cursor {cursor}, at first from {since}" if cursor else f"since {since}"
+    where = f"the last {last} and what follows" if last else where
     return f"reading {', '.join(filters) or 'everything'} of {shown}, {where}"
 
 

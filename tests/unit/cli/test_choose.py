@@ -49,7 +49,7 @@ def test_a_field_filter_fits_what_it_says(text, fits, does_not):
     assert [value for value in does_not if where.fits(value)] == []
 
 
-@pytest.mark.parametrize("text", ["", "=5", "!a=5", " =x", "~x", "<3", "a~(", "a~" + "x" * 2000])
+@pytest.mark.parametrize("text", ["", "=5", "!a=5", " =x", "~x", "<3", "a>", "a<= ", "a~(", "a~" + "x" * 2000])
 def test_what_is_no_field_filter_is_told(text):
     with pytest.raises(ValueError, match=r"is not a|shorter"):
         Where(text)
