@@ -151,7 +151,8 @@ def _refused_rows(values: dict[str, Any]) -> Iterator[Any]:
             Settings.load(place, {})
         except ConfigError as error:
             for problem in error.problems:
-                yield Row("", HAND, f"our own loader refuses it: {problem.replace(f'{place}/', '')}", "")
+                told = problem.removeprefix(f"{place}: ").replace(f"{place}/", "")
+                yield Row("", HAND, f"our own loader refuses it: {told}", "")
 
 
 Row = tuple[KeyPath, Any, str]
