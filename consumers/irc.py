@@ -103,7 +103,8 @@ class IrcRelay(Consumer):
         self._thread = None
         lost = sum(network.forget() for network in self._networks)
         if lost:
-            log.warning("irc: %d messages were still waiting when the hub stopped, and were not said", lost)
+            waited = "1 message was" if lost == 1 else f"{lost} messages were"
+            log.warning("irc: %s still waiting when the hub stopped, and not said", waited)
 
     def _service(self, topic: str) -> str:
         root = self._root

@@ -143,7 +143,7 @@ def search(
         for stored in found:
             rows += 1
             if limit and rows > limit:
-                notice(f"only the newest {limit} are shown; --limit 0 shows all")
+                notice(f"only the newest {limit} {'is' if limit == 1 else 'are'} shown; --limit 0 shows all")
                 break
             message = message_of(stored, check, doubts)
             if message is None:
