@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -73,7 +74,7 @@ class Pending(msgspec.Struct, gc=False, eq=False):
     """A message on its way into the journal; what :meth:`Publisher.enqueue` returns."""
 
     # gc=False: thousands wait in the queue, and the garbage collector would walk over all of them again and again;
-    # nothing that one refers to ever refers back to it
+    # nothing that one refers to may ever refer back to it, not even by the frames of a traceback
     topic: Topic
     data: bytes
     extra: bytes
@@ -100,7 +101,10 @@ class Pending(msgspec.Struct, gc=False, eq=False):
                 raise DeadlineExceeded(f"not journaled within {timeout} s; it may still be published")
         if self.error is not None:
             self.told = True
-            raise self.error
+            # A copy: its traceback leads to this frame, and so to this message, which must not lead back to it.
+            again = copy.copy(self.error)
+            again.__cause__ = self.error.__cause__
+            raise again
         topic, stamp = self.topic, self.stamp
         assert stamp is not None
         identifier = stamp.identifier(self.sequence)
@@ -118,12 +122,24 @@ class Pending(msgspec.Struct, gc=False, eq=False):
             watcher.release()
 
     def finish(self, error: FedbusError | None = None) -> None:
-        """Say that the message is journaled, or why it is not; called once, by the publisher's thread."""
+        """Say that the message is journaled, or why it is not; called once, by the publisher's thread.
+
+        *error* has no traceback, see :func:`without_traceback`.
+        """
         self.error = error
         self.done = True
         lock = self._lock
         if lock is not None:
             lock.release()
+
+
+def without_traceback(error: FedbusError) -> FedbusError:
+    """Return *error*, which forgets the frames that it came through, and those of what caused it."""
+    one: BaseException | None = error
+    while one is not None:
+        one.__traceback__ = None
+        one = one.__cause__ or one.__context__
+    return error
 
 
 @dataclass(slots=True, eq=False)

@@ -43,7 +43,7 @@ from fedbus.model.stream import StreamHome
 from fedbus.model.topic import Naming, check_topic
 from fedbus.schemas.registry import Schemas
 from fedbus.transport import sockets
-from fedbus.transport.batch import Pending, SealedBatch, Sealer, Topic, Watcher
+from fedbus.transport.batch import Pending, SealedBatch, Sealer, Topic, Watcher, without_traceback
 from fedbus.transport.commit import Committer
 from fedbus.transport.endpoint import Endpoint
 from fedbus.transport.options import PublisherOptions
@@ -734,6 +734,7 @@ class Publisher:
         self._fail(batch.messages, error)
 
     def _fail(self, messages: list[Pending], error: FedbusError) -> None:
+        without_traceback(error)
         self.stats.failures += len(messages)
         self._failed.extend(messages)
         for pending in messages:

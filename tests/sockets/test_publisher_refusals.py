@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,33 @@ def test_a_refusal_that_nobody_was_told_of_is_raised_when_the_publisher_closes(
         with pytest.raises(fedbus.JournalWriteError, match="1 messages were not published"):
             publisher.close()
         publisher.close()
+
+
+@pytest.mark.fault("F5")
+def test_what_was_refused_leaves_nothing_in_memory(bus_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(self: Journal, *arguments: object, **named: object) -> None:
+        try:
+            raise OSError("File too large")
+        except OSError as error:
+            raise fedbus.JournalWriteError("no space left on device") from error
+
+    refusals = []
+    with fedbus.Bus.open(bus_folder) as bus, bus.publisher("koji.build01") as publisher:
+        monkeypatch.setattr(Journal, "append", never)
+        for _ in range(20):
+            pending = publisher.publish("a.row.add", {}, wait=False)
+            with pytest.raises(fedbus.JournalWriteError, match="no space"):
+                pending.result()
+            assert pending.error is not None
+            refusals.append(weakref.ref(pending.error))
+            with pytest.raises(fedbus.JournalWriteError, match="no space") as again:
+                pending.result()
+            assert again.value is not pending.error
+            del pending, again
+        publisher.flush()
+        gc.collect()
+        # the one of the latest batch may still be in hand
+        assert sum(one() is not None for one in refusals) <= 1
 
 
 def test_a_topic_too_many_is_refused_before_it_is_queued(bus_folder: Path) -> None:
