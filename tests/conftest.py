@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -73,6 +74,14 @@ class Running:
     def send(self, number: int) -> None:
         """Send a signal."""
         self.process.send_signal(number)
+
+
+@pytest.fixture(autouse=True)
+def log_level() -> Iterator[None]:
+    """What a command that ran in this process has set the level of its logs to, as with -q, ends with the test."""
+    level = logging.getLogger().level
+    yield
+    logging.getLogger().setLevel(level)
 
 
 @pytest.fixture
