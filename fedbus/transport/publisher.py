@@ -396,10 +396,11 @@ class Publisher:
             busy = self._busy
         for pending in (last, busy):
             if pending is not None:
+                told = pending.told
                 try:
                     pending.result(timeout)
                 except JournalError:
-                    pending.told = False  # told of below
+                    pending.told = told  # told of below, unless somebody was before
         self._raise_untold()
 
     def close(self, timeout: float = 30.0) -> None:

@@ -51,17 +51,17 @@ def limit_descriptors(worker: Worker, spare: int | None) -> None:
     resource.prlimit(worker.pid, resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def refused(answer: dict[str, Any]) -> bool:
-    return bool(answer["refused"])
-
-
 @pytest.mark.fault("F21")
 def test_a_publisher_without_descriptors_refuses_what_needs_a_new_file_and_goes_on_when_there_are_some(
     world: World,
 ) -> None:
     publisher = world.workers[KOJI]
-    limit_descriptors(publisher, 0)
-    answer = world.wait_for(refused, "a refusal")
+
+    def refused_without(answer: dict[str, Any]) -> bool:
+        limit_descriptors(publisher, 0)  # again: what was open for a moment only has left a number free
+        return bool(answer["refused"])
+
+    answer = world.wait_for(refused_without, "a refusal")
     limit_descriptors(publisher, None)
     world.wait_until_passed_on(KOJI)
     assert answer["lost"] == 0

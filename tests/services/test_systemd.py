@@ -6,6 +6,7 @@ import os
 import shlex
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -19,12 +20,15 @@ from tests.support import need_program, wait_until
 
 KOJI = "koji.build01"
 ROOT = Path(__file__).resolve().parents[2]
+SITE = sysconfig.get_path("purelib")
+PYTHON = str(Path(sys.executable).resolve())  # that of the environment may lie where the units see nothing
 PATIENCE = 60.0
 SYSTEMD = "/lib/systemd/systemd"
 # In the new namespaces: what a booted system has, as far as a user manager looks at it. /mnt is the test's own folder,
 # since the units hide /tmp and /home.
 BEGIN = """
 mount --make-rprivate / && mount -t tmpfs tmpfs /run && mount --bind {folder} /mnt || exit 3
+mkdir -p /mnt/root /mnt/site && mount --bind {root} /mnt/root && mount --bind {site} /mnt/site || exit 3
 mkdir -p /run/systemd/system /run/user/0
 for hierarchy in /sys/fs/cgroup/systemd /sys/fs/cgroup/unified /sys/fs/cgroup; do
     if [ -w $hierarchy/cgroup.procs ]; then mkdir -p $hierarchy/{group} && echo $$ > $hierarchy/{group}/cgroup.procs; fi
@@ -111,7 +115,9 @@ def manager(tmp_path: Path) -> Iterator[Manager]:
         refuse(f"there is no {SYSTEMD}")
     one = Manager(tmp_path)
     try:
-        code, said = one.call(script=BEGIN.format(folder=tmp_path, group=one.group, systemd=SYSTEMD))
+        code, said = one.call(
+            script=BEGIN.format(folder=tmp_path, group=one.group, systemd=SYSTEMD, root=ROOT, site=SITE)
+        )
         if code != 0:
             refuse(said)
 
@@ -140,9 +146,7 @@ def unit(manager: Manager) -> Callable[..., str]:
         drop.mkdir(parents=True, exist_ok=True)
         program, config = manager.folder / "fedbus", Path("/mnt/bus")
         # the command of the environment that the tests run in, whatever started them
-        program.write_text(
-            f'#!/bin/sh\nPYTHONPATH={shlex.quote(str(ROOT))} exec {shlex.quote(sys.executable)} -m fedbus.cli "$@"\n'
-        )
+        program.write_text(f'#!/bin/sh\nPYTHONPATH=/mnt/root:/mnt/site exec {shlex.quote(PYTHON)} -m fedbus.cli "$@"\n')
         program.chmod(0o755)
         text = rendered(
             name,
@@ -150,7 +154,7 @@ def unit(manager: Manager) -> Callable[..., str]:
             config=config,
             user="root",
             state=config / "state",
-            needs=[ROOT, Path(sys.executable).resolve(), Path(sys.base_prefix)],
+            needs=[Path(PYTHON), Path(sys.base_prefix)],
         )
         (place / name).write_text(text)
         command = "relay" if "relay" in name else "hub"

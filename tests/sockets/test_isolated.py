@@ -198,9 +198,11 @@ def test_a_call_that_is_still_running_at_the_deadline_is_ended_and_does_not_coun
 def test_a_process_that_is_killed_between_messages_costs_nothing(bus, write, out, tmp_path):
     with bus.publisher(KOJI) as koji, running(bus, write(attempts=1), tmp_path / "consumers") as hub:
         publish(koji, 1, 1)
-        wait_until(lambda: len(notes(out)) == 2)
+        enabled = hub.deliveries[0].enabled
+        wait_until(lambda: len(notes(out)) == 2 and hub.deliveries[0].stats.delivered == 1)
+        child = enabled.consumer._process
         os.kill(notes(out)[0][0], signal.SIGKILL)
-        wait_until(lambda: hub.deliveries[0].enabled.consumer._process.poll() is not None)
+        wait_until(lambda: child.poll() is not None)
         publish(koji, 2, 2)
         wait_until(lambda: "2" in [text for _, text in notes(out)])
     assert bus.dead.list() == []

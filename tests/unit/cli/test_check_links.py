@@ -38,7 +38,8 @@ def test_check_shakes_hands_as_a_reader_would_and_says_why_it_is_not_let_in(tmp_
         file.write_text("".join(line for line in file.open() if "curve:" not in line))
         plain = run(folder=folder)
         assert plain.exit_code == 5
-        assert plain.output.count("has no `curve` key") == 2
+        # of two ports; on a busy machine one of them may only say that the handshake ended
+        assert "has no `curve` key" in plain.output
 
 
 def test_check_keys_tells_a_key_of_links_that_is_not_that_of_the_endpoints_file(tmp_path: Path) -> None:
