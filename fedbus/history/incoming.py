@@ -67,28 +67,36 @@ def keys_for(key: MessageKey) -> tuple[Key, Key]:
 
 def place(messages: Iterable[Message], now_ms: int) -> list[Row]:
     """Return the rows of *messages*, in their order."""
-    rows = []
+    rows: list[Row] = []
+    append = rows.append
     parcel: object = None
     endpoint = epoch = ""
-    before_time = b""
+    before_time = last = b""
+    ms = stated = 0
+    native = True
     for message in messages:
         if message.parcel is not parcel:
             parcel, endpoint, epoch = message.parcel, message.endpoint, message.epoch
+            native = message.wire == NATIVE
             before_time = f'","source":"fedbus:{endpoint}","type":"{message.topic}","time":"'.encode()
+            start = _AFTER_ID + len(before_time)
         envelope = message.envelope
-        # in our own layout the time stands at a known place; the whole envelope is decoded for any other
-        if envelope.startswith(before_time, _AFTER_ID):
-            at = _AFTER_ID + len(before_time)
-            stamp = envelope[at : at + _TIME_LENGTH].decode("ascii", "replace")
-        else:
-            stamp = message.attributes["time"]
-        try:
-            stated = stated_ms(stamp)
-        except ValueError:
-            stated = -1  # fedmsg demands none
-        key = Key(endpoint, epoch, message.sequence) if message.wire == NATIVE else key_of(message)
-        rows.append(Row(key, placed_ms(stated, now_ms), stated, message))
+        # In our own layout the time stands at a known place, and is the same for a batch; any other is decoded whole.
+        if not envelope.startswith(before_time, _AFTER_ID):
+            stated = _stated(message.attributes["time"])
+            ms, last = placed_ms(stated, now_ms), b""
+        elif (stamp := envelope[start : start + _TIME_LENGTH]) != last:
+            stated = _stated(stamp.decode("ascii", "replace"))
+            ms, last = placed_ms(stated, now_ms), stamp
+        append(Row(Key(endpoint, epoch, message.sequence) if native else key_of(message), ms, stated, message))
     return rows
+
+
+def _stated(stamp: str) -> int:
+    try:
+        return stated_ms(stamp)
+    except ValueError:
+        return -1  # fedmsg demands none
 
 
 def by_partition(rows: Iterable[Row], period: str) -> dict[str, list[Row]]:

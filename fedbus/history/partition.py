@@ -43,6 +43,8 @@ CREATE TABLE tally (
     topic INTEGER NOT NULL, hour INTEGER NOT NULL, count INTEGER NOT NULL, PRIMARY KEY (topic, hour)
 ) WITHOUT ROWID;
 CREATE VIRTUAL TABLE word USING fts5 (text, content = '', columnsize = 0, detail = none, tokenize = 'ascii');
+INSERT INTO word (word, rank) VALUES ('hashsize', 16777216);
+INSERT INTO word (word, rank) VALUES ('automerge', 8);
 INSERT INTO fact VALUES ('writes', 0);
 """
 DATABASE_ERRORS = (sqlite3.Error, UnicodeDecodeError, OSError)
@@ -151,13 +153,14 @@ class Partition:
             (highest,) = connection.execute("SELECT coalesce(max(id), -9223372036854775808) FROM message").fetchone()
             last_of = {ms: self._last_of(ms) for ms in crowded(rows, highest)}
             placed = give_slots(list(rows), highest, last_of)
-            for one in bundle(placed, now_ms):
+            bundles = bundle(placed, now_ms)
+            for one in bundles:
                 self._add_bundle(one)
             connection.executemany(
                 "INSERT INTO word (rowid, text) VALUES (?, ?)",
                 [(at, words_of(row.message, texts)) for at, row in placed],
             )
-            self._count(placed)
+            self._count(bundles)
             connection.execute("UPDATE fact SET value = value + 1 WHERE name = 'writes'")
             writes = self.writes
             if ARMED:
@@ -208,13 +211,14 @@ class Partition:
             [(at, stream, row.key.sequence, topic, number, leaf, row.message.envelope) for at, row, leaf in one.rows],
         )
 
-    def _count(self, placed: Iterable[tuple[int, Row]]) -> None:
+    def _count(self, bundles: Iterable[Bundle]) -> None:
         counts: dict[tuple[int, int], int] = {}
-        for at, row in placed:
-            topic = self._number("topic", row.message.topic)
+        for one in bundles:
+            topic = self._number("topic", one.rows[0][1].message.topic)
             assert topic is not None
-            where = (topic, at // HOUR_PLACES)
-            counts[where] = counts.get(where, 0) + 1
+            hours = [at // HOUR_PLACES for at, _, _ in one.rows]
+            for hour in set(hours):
+                counts[topic, hour] = counts.get((topic, hour), 0) + hours.count(hour)
         self.connection.executemany(
             "INSERT INTO tally VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET count = count + excluded.count",
             [(topic, hour, count) for (topic, hour), count in counts.items()],
@@ -321,6 +325,7 @@ def connect(path: Path, *, writable: bool) -> sqlite3.Connection:
         connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         try:
             connection.execute("PRAGMA page_size = 8192")
+            connection.execute("PRAGMA secure_delete = 0")
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")

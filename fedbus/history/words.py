@@ -87,6 +87,7 @@ def _pieces(body: Any) -> Iterable[str]:
             yield orjson.dumps(value).decode()
 
 
+@lru_cache(maxsize=8192)
 def name_word(kind: str, name: str) -> str:
     """Return the one word for a user or package of that name."""
     plain = unicodedata.normalize("NFKC", name).casefold() if not name.isascii() else name.lower()

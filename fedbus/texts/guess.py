@@ -70,7 +70,8 @@ _NAMES = (
 )
 _ICONS = ("icon", "image_url", "badge_image_url", "avatar_url", "avatar", "project_icon")
 
-_TALKING, _WHO, _WHAT = frozenset(_TALKERS), frozenset((*_AGENTS, *_ABOUT)), frozenset((*_PACKAGES, "release"))
+_TALKING = frozenset(_TALKERS)
+_AGENT_SET, _ABOUT_SET, _PACKAGE_SET = frozenset(_AGENTS), frozenset(_ABOUT), frozenset(_PACKAGES)
 _NVR = re.compile(r"([A-Za-z0-9][A-Za-z0-9+._-]{0,120})-([^-\s]*[0-9][^-\s]*)-([0-9][^-\s]*)")
 _PERSON = re.compile(r"\s*\"?([^\"<>]{0,200}?)\"?\s*<([^<>@\s]{0,200})[^<>]{0,200}>\s*")
 _OPENID = re.compile(r"https?://([a-z0-9-]{1,64})\.id\.[a-z0-9.-]+/?")
@@ -100,10 +101,7 @@ def names(body: Body) -> tuple[tuple[str, ...], tuple[str, ...]]:
     places = [body] if _TALKING.isdisjoint(body) else [body, *_chosen(body, _TALKERS)]
     # a body from the wire has no other mappings than these, and telling them costs least
     places += [inner for key, inner in islice(body.items(), _CHILDREN) if type(inner) is dict and key not in _TALKING]
-    telling = [place for place in places if not _WHO.isdisjoint(place)]
-    users = _users(telling, _agent(telling)) if telling else ()
-    telling = [place for place in places if not _WHAT.isdisjoint(place)]
-    return users, _packages(telling) if telling else ()
+    return _users(places, _agent(places)), _packages(places)
 
 
 def _places(body: Body, talking: list[Body]) -> list[Body]:
@@ -205,10 +203,16 @@ def _summary(title: str, body: Body, places: list[Body], talking: list[Body], ag
     return words.line(f"{title}: {', '.join(parts)}" if parts else title)
 
 
+def _present(place: Body, keys: Iterable[str], known: frozenset[str]) -> Iterable[str]:
+    """Return those of *keys*, which are *known*, that *place* has, in their order."""
+    found = known.intersection(place)
+    return found if len(found) < 2 else [key for key in keys if key in found]
+
+
 def _agent(places: list[Body]) -> str:
     for place in places:
-        for key in _AGENTS:
-            value = place.get(key)
+        for key in _present(place, _AGENTS, _AGENT_SET):
+            value = place[key]
             if value and isinstance(value, (str, dict, Mapping)) and (name := person_of(name_of(value))):
                 return _line(name, 60)
     return ""
@@ -216,8 +220,8 @@ def _agent(places: list[Body]) -> str:
 
 def _people(places: list[Body]) -> Iterator[str]:
     for place in places:
-        for key in _ABOUT:
-            value = place.get(key)
+        for key in _present(place, _ABOUT, _ABOUT_SET):
+            value = place[key]
             if not value:
                 continue
             for one in value[:_ITEMS] if isinstance(value, list) else (value,):
@@ -230,8 +234,8 @@ def _packages(places: list[Body]) -> tuple[str, ...]:
     for place in places:
         if isinstance(place.get("release"), str) and _versioned(place, "name"):
             found[package_of(name_of(place["name"]))] = None
-        for key in _PACKAGES:
-            value = place.get(key)
+        for key in _present(place, _PACKAGES, _PACKAGE_SET):
+            value = place[key]
             if not value:
                 continue
             for one in value[:_ITEMS] if isinstance(value, list) else (value,):
