@@ -24,6 +24,7 @@ import stat
 import threading
 import time
 import urllib.parse
+from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Mapping
 from typing import Any
 
@@ -423,7 +424,7 @@ def _seconds(name: str, value: object, least: float = 0.0) -> float:
     return seconds
 
 
-class _Changing:
+class _Changing(ABC):
     """Something that is read from files, and read again when they have changed."""
 
     def __init__(self, paths: list[str]) -> None:
@@ -432,8 +433,9 @@ class _Changing:
         self._state: object = None
         self._value: Any = None
 
+    @abstractmethod
     def read(self) -> Any:
-        raise NotImplementedError
+        """Return what the files say now."""
 
     def current(self) -> Any:
         """Return what the files say; where they cannot be read any more what they said before, with a warning."""
