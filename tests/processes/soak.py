@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.processes.world import Worker, World
+from tests.processes.world import STARTING_SECONDS, Worker, World
 
 KOJI, BODHI, GIT, HOOK = "koji.build01", "bodhi.web01", "git.host01", "hook.host01"
 SHARES = {KOJI: 0.45, BODHI: 0.25, GIT: 0.2}  # of the messages, from publishers of their own
@@ -69,7 +69,6 @@ CLOSING_SECONDS = 180.0  # for all that was acknowledged to arrive, once everyth
 SAMPLE_SECONDS = 2.0
 TELL_SECONDS = 60.0
 WARM_PART = 1 / 3  # of a life, in which its queues and caches may still grow to their bounds
-STARTING_SECONDS = 30.0  # by then everybody has opened its files, also on a busy machine
 JUDGED_SECONDS = 600.0  # a shorter life is only reported: its slope says how full a queue was
 # That a life may grow after that, or a tenth of what it has: whenever more readers are frozen or cut off than ever
 # before, the queues for them take some MiB, which the allocator keeps.
@@ -176,10 +175,10 @@ class Soak:
         """Start again who has died at a failpoint; nobody else dies."""
         for name, worker in self.world.workers.items():
             if name not in self.busy and worker.process is not None and worker.process.poll() is not None:
-                assert worker.process.returncode == -signal.SIGKILL and worker.armed, (
-                    f"{name} ended by itself with {worker.process.returncode}:\n{worker.tail()}"
-                )
-                self.done[f"died at a failpoint: {self.roles[name]}"] += 1
+                code = worker.process.returncode
+                assert worker.excused(code), f"{name} ended by itself with {code}:\n{worker.tail()}"
+                how = "died at a failpoint" if code < 0 else "did not start for a failpoint"
+                self.done[f"{how}: {self.roles[name]}"] += 1
                 self.life_ended(worker)
                 worker.start()
 
