@@ -30,7 +30,7 @@ def need_program(name: str, *folders: str) -> str:
     return path
 
 
-def wait_until(condition: Callable[[], T], timeout: float = 10.0, what: str = "the condition") -> T:
+def wait_until(condition: Callable[[], T], timeout: float = 60.0, what: str = "the condition") -> T:
     """Return the first true value of *condition*, asked every few milliseconds; fail when *timeout* seconds passed."""
     deadline = time.monotonic() + timeout
     while True:
