@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,11 +14,12 @@ from typing import Any
 import pytest
 
 from fedbus import Bus
-from fedbus.config.init import create
+from fedbus.config.init import create, free_ports
 from fedbus.errors import DeadlineExceeded, QueueFull
-from tests.conftest import Running
+from tests.conftest import COMMAND, Running
+from tests.processes.test_hub_daemon import ready
 from tests.processes.world import Worker, World
-from tests.support import wait_until
+from tests.support import need_program, wait_until
 
 KOJI, HOOK = "koji.build01", "hook.host01"
 SETTINGS = """
@@ -155,3 +158,76 @@ def test_what_a_relay_may_have_published_before_it_died_is_not_called_refused_wh
             got: list[int] = []
             wait_until(lambda: got.extend(one.body["n"] for one in subscriber.receive(0.05)) or 3 in got, 30.0)
         assert got == [1, 3]
+
+
+# notes what it gets, and is killed by each message while the file *crash* is there
+CRASHES = """
+import os, signal, fedbus
+
+class Note(fedbus.Consumer):
+    topics = ("koji",)
+    since = "beginning"
+
+    def __init__(self, path, crash=""):
+        self.path = path
+        self.crash = crash
+
+    def consume(self, message):
+        if os.path.exists(self.crash):
+            os.kill(os.getpid(), signal.SIGKILL)
+        with open(self.path, "a") as file:
+            file.write(f"{message.sequence}\\n")
+"""
+
+
+@pytest.mark.fault("F21")
+def test_a_hub_that_may_start_no_process_and_no_thread_serves_the_others_and_the_isolated_one_when_it_may(
+    bus_folder: Path, tmp_path: Path, spawn: Callable[..., Running]
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can run the hub as another user, whom RLIMIT_NPROC binds")
+    setpriv, prlimit = need_program("setpriv"), need_program("prlimit")
+    consumers = bus_folder / "consumers"
+    consumers.mkdir(mode=0o700)
+    (consumers / "note.py").write_text(CRASHES)
+    (consumers / "note.py").chmod(0o600)
+    apart, beside, crash = tmp_path / "apart.txt", tmp_path / "beside.txt", tmp_path / "crash"
+    (bus_folder / "50-hub.yaml").write_text(
+        "hub: {folder: consumers, retry_pause: 100ms}\nconsumers:\n"
+        "  apart: {use: note.py, isolation: process, attempts: 100, "
+        f"settings: {{path: '{apart}', crash: '{crash}'}}}}\n"
+        f"  beside: {{use: note.py, settings: {{path: '{beside}'}}}}\n"
+    )
+    (bus_folder / "50-hub.yaml").chmod(0o600)
+    port = free_ports(1)[0]
+    # nobody else's number, since the limit counts all processes of a user; who has this capability reads any file
+    user = (setpriv, f"--reuid={2_000_000_000 + os.getpid()}", "--clear-groups")
+    user += ("--inh-caps=+dac_override", "--ambient-caps=+dac_override")
+    hub = spawn("hub", "--http", f"127.0.0.1:{port}", command=(*user, *COMMAND), config=bus_folder)
+    hub.wait_for("ready")
+
+    def limit_processes(most: str) -> None:
+        subprocess.run([*user, prlimit, f"--pid={hub.process.pid}", f"--nproc={most}:"], check=True, timeout=60)
+
+    def numbers(path: Path) -> list[int]:
+        return [int(line) for line in path.read_text().split()] if path.exists() else []
+
+    with Bus.open(bus_folder) as bus, bus.publisher(KOJI) as koji:
+        koji.publish("build.start", {})
+        wait_until(lambda: numbers(apart) == numbers(beside) == [1])
+        limit_processes("1")
+        crash.touch()
+        koji.publish("build.start", {})
+        hub.wait_for("cannot start a process: Resource temporarily unavailable")
+        crash.unlink()
+        for _ in range(3):
+            koji.publish("build.start", {})
+        wait_until(lambda: numbers(beside) == [1, 2, 3, 4, 5])
+        assert numbers(apart) == [1]
+        wait_until(lambda: any("consumer apart" in one for one in ready(port)), what="/ready to say why")
+        limit_processes("10000")
+        wait_until(lambda: numbers(apart) == [1, 2, 3, 4, 5])
+        wait_until(lambda: ready(port) == [], what="readiness")
+    hub.send(signal.SIGTERM)
+    assert hub.wait() == 0
+    assert "Traceback" not in hub.err
