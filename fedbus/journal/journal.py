@@ -20,7 +20,7 @@ from fedbus.journal.opening import heads_before
 from fedbus.journal.options import JournalOptions, SyncPolicy
 from fedbus.journal.reader import JournalReader
 from fedbus.journal.reading import Reading, Segment
-from fedbus.journal.retention import SegmentInfo, removable
+from fedbus.journal.retention import DoubtedClock, SegmentInfo, removable
 from fedbus.journal.segment import (
     AHEAD,
     OpenFile,
@@ -95,6 +95,7 @@ class Journal(Reading):
         self.cut = 0
         self.syncs = SyncTimes()
         self._clock = clock
+        self._age_clock = DoubtedClock(clock)
         self._may_mark = True
         self._token = 0
         self._always = options.sync is SyncPolicy.ALWAYS
@@ -580,7 +581,7 @@ class Journal(Reading):
     def _retain(self) -> int:
         segments = self._segments
         infos = []
-        now = self._clock.wall()
+        now = self._age_clock.wall()
         for number, segment in enumerate(segments):
             closed_at = now
             size = 0

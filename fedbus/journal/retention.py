@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fedbus.clock import Clock
+
+_JUMP_SECONDS = 60.0  # what time servers correct without a jump stays below it
+_BELIEF_SECONDS = 86_400.0
+
 
 @dataclass(frozen=True, slots=True)
 class SegmentInfo:
@@ -32,3 +37,30 @@ def removable(segments: Sequence[SegmentInfo], retain_bytes: int, retain_age: fl
         kept -= segment.size_bytes
         count += 1
     return count
+
+
+class DoubtedClock:
+    """The wall clock for what cannot be undone: when it jumps forward, that is believed after a day.
+
+    A clock that is set forth by mistake, and back when somebody notices, would else make all messages too old.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._ahead = 0.0  # seconds that it has jumped and that are not believed yet
+        self._believe_at = 0.0
+        self._wall, self._monotonic = clock.wall(), clock.monotonic()
+
+    def wall(self) -> float:
+        """Seconds since 1970-01-01T00:00:00Z, without jumps of the last day that went forward."""
+        wall, monotonic = self._clock.wall(), self._clock.monotonic()
+        jump = (wall - self._wall) - (monotonic - self._monotonic)
+        self._wall, self._monotonic = wall, monotonic
+        if jump > _JUMP_SECONDS:
+            self._ahead += jump
+            self._believe_at = monotonic + _BELIEF_SECONDS
+        elif jump < -_JUMP_SECONDS:
+            self._ahead = max(0.0, self._ahead + jump)
+        if monotonic >= self._believe_at:
+            self._ahead = 0.0
+        return wall - self._ahead

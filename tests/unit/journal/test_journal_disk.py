@@ -276,6 +276,30 @@ def test_age_removes_closed_segments_when_retain_is_called(tmp_path: Path) -> No
             assert (reader.start, reader.head, reader.heads) == (journal.start, journal.head, journal.heads)
 
 
+@pytest.mark.fault("F12")
+def test_a_clock_that_jumps_forth_and_back_removes_nothing_and_one_that_stays_there_is_believed_after_a_day(
+    tmp_path: Path,
+) -> None:
+    clock = ManualClock()
+    day = 86_400.0
+    with Journal.open(
+        options(tmp_path, segment_bytes=2000, retain_age=7 * day), endpoint=ENDPOINT, clock=clock
+    ) as journal:
+        for _ in range(40):
+            append_one(journal)
+        for jump in (day, 400 * day, -400 * day, -day):
+            clock.jump(jump)
+            assert journal.retain() == 0
+            clock.advance(3600.0)
+            assert journal.retain() == 0 and journal.start == 1
+        clock.jump(8 * day)
+        assert journal.retain() == 0
+        clock.advance(day - 1.0)
+        assert journal.retain() == 0 and journal.start == 1
+        clock.advance(1.0)
+        assert journal.retain() > 2 and journal.start > 1
+
+
 def test_a_reader_in_a_segment_that_retention_removes_is_told(tmp_path: Path) -> None:
     with open_journal(tmp_path, segment_bytes=2000, retain_bytes=4000) as journal:
         append_one(journal)
