@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -14,18 +16,36 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
+from fedbus.config import init
 from fedbus.config.init import create
 from tests.support import wait_until
 
-# how long an example takes says more about the machine than about the code; pytest-timeout bounds the whole test
-settings.register_profile("fedbus", deadline=None)
+# how long an example takes, or to make one, says more about the machine than about the code; pytest-timeout bounds the
+# whole test
+settings.register_profile("fedbus", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("fedbus")
+
+
+def _own_ports() -> Iterator[int]:
+    """Yield ports that no other worker of pytest-xdist tries, none a second time while there are others.
+
+    A port that was found free is bound some time later, and once more when what held it is started again: chosen at
+    random, one in hundreds would be somebody else's by then.
+    """
+    worker, workers = os.environ.get("PYTEST_XDIST_WORKER", "gw0"), os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")
+    mine = range(init._FIRST_PORT, init._lent_from())[int(worker.removeprefix("gw")) :: int(workers)]
+    start = secrets.randbelow(len(mine))  # for those who test here twice at a time
+    yield from itertools.cycle((*mine[start:], *mine[:start]))
+
+
+_PORTS = _own_ports()
+init._candidates = lambda: _PORTS
 
 ENDPOINTS = ("koji.build01", "bodhi.web01", "git.host01")
 COMMAND = (sys.executable, "-m", "fedbus.cli")
-PATIENCE = 30.0  # seconds, for whatever happens soon
+PATIENCE = 60.0  # seconds, for whatever happens soon, on a slow machine too
 
 
 @dataclass
@@ -154,7 +174,7 @@ def fedbus(bus_folder: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
             encoding="utf-8",
             errors="surrogateescape",
             env=_environment(config, environment),
-            timeout=60,
+            timeout=180,
             check=False,
         )
 

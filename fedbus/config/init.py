@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import re
 import secrets
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -198,12 +199,17 @@ def free_ports(count: int) -> list[int]:
         # all are held until the last is found, so that no two are the same
         for _ in range(count):
             held = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
-            for port in (*(_FIRST_PORT + secrets.randbelow(_lent_from() - _FIRST_PORT) for _ in range(50)), 0):
+            for port in itertools.chain(itertools.islice(_candidates(), 50), [0]):
                 with contextlib.suppress(OSError):
                     held.bind(("127.0.0.1", port))
                     break
             ports.append(int(held.getsockname()[1]))
         return ports
+
+
+def _candidates() -> Iterator[int]:
+    while True:
+        yield _FIRST_PORT + secrets.randbelow(_lent_from() - _FIRST_PORT)
 
 
 def _lent_from() -> int:
