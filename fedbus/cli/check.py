@@ -12,10 +12,11 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 import zmq
+from click.core import ParameterSource
 
 from fedbus.bus import load_link_pair
 from fedbus.cli.common import counted
@@ -44,18 +45,19 @@ Examples:
   fedbus check --format nagios --lag 1000,50000 --lag-of irc=10,50
   fedbus check --format prometheus --output /run/fedbus-check/fedbus.prom
   fedbus check --consumer irc          does the hub run it?
-  fedbus check config                  the settings alone
+  fedbus check config                  the settings alone, those of consumers too
   fedbus check topics package.builds.completed
 """
 _CONFIG_EXAMPLES = """\b
 Examples:
   fedbus check config
   fedbus check config --json
+  fedbus check config --no-consumers   where no hub runs
 """
 _KEYS_EXAMPLES = """\b
 Examples:
   fedbus check keys
-  fedbus check keys --json
+  fedbus check keys --format nagios
 """
 _TOPICS_EXAMPLES = """\b
 Examples:
@@ -99,16 +101,38 @@ def _threshold(option: str, text: str) -> Callable[[Any], Any]:
     return click.option(option, default=default, show_default=True, callback=_pair, metavar="WARN,CRIT", help=text)
 
 
+def _formats(*forms: str) -> Callable[[Any], Any]:
+    """Add --format with *forms*, and its short forms; `_chosen_format` reads them."""
+    text = "text; json: all results; nagios: one line and figures, exit 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN"
+    more = "; prometheus: metrics for its textfile collector." if "prometheus" in forms else "."
+    options = (
+        click.option("--format", "form", type=click.Choice(forms), help=text + more),
+        click.option("--json", "as_json", is_flag=True, help="The same as --format json."),
+        click.option("--nagios", is_flag=True, help="The same as --format nagios."),
+    )
+
+    def add(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+def _chosen_format(form: str | None, as_json: bool, nagios: bool) -> str:
+    """Return one of `FORMATS`."""
+    chosen = {one for one in (form, "json" if as_json else "", "nagios" if nagios else "") if one}
+    if len(chosen) > 1:
+        raise click.UsageError("choose one of --format, --json and --nagios")
+    return chosen.pop() if chosen else "text"
+
+
+# not for Prometheus: its series would be those of the whole check, which holds the same results
+_part_formats = _formats("text", "json", "nagios")
+
+
 @click.group("check", invoke_without_command=True, epilog=_EXAMPLES)
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(FORMATS),
-    help="text; json: all results; nagios: one line and figures, exit 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN; "
-    "prometheus: metrics for its textfile collector.",
-)
-@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
-@click.option("--nagios", is_flag=True, help="The same as --format nagios.")
+@_formats(*FORMATS)
 @click.option(
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -160,18 +184,14 @@ def check(
     that do not answer, 7 for losses, 1 for all else. An endpoint of this host that nobody publishes as is a warning.
     """
     if ctx.invoked_subcommand is not None:
+        _refuse_options_of_the_whole(ctx, ctx.invoked_subcommand)
         return
-    chosen = {form, "json" if as_json else None, "nagios" if nagios else None} - {None}
-    if len(chosen) > 1:
-        raise click.UsageError("choose one of --format, --json and --nagios")
-    shown = str(chosen.pop() if chosen else "text")
+    shown = _chosen_format(form, as_json, nagios)
     found = _look(ctx, timeout, Thresholds(**limits), shown)
-    text = render(found, shown)
     if output is not None:
-        write(output, text)
-    else:
-        click.echo(text, nl=False)
-    ctx.exit(exit_code(found, shown))
+        write(output, render(found, shown))
+        ctx.exit(exit_code(found, shown))
+    _show(ctx, found, shown)
 
 
 def _look(ctx: click.Context, timeout: float, limits: Thresholds, form: str) -> Found:
@@ -180,7 +200,7 @@ def _look(ctx: click.Context, timeout: float, limits: Thresholds, form: str) -> 
     except ConfigError as error:
         if form == "text":
             raise
-        return Found([Result("config", "configuration", UNKNOWN, problem) for problem in error.problems])
+        return _unfit(error)
     text = f"{settings.directory}: {counted(len(settings.endpoints), 'endpoint')}"
     results = [Result("config", "configuration", OK, text)]
     expiries: list[Expiry] = []
@@ -193,37 +213,68 @@ def _look(ctx: click.Context, timeout: float, limits: Thresholds, form: str) -> 
     return Found([*results, *health.results], health, expiries, limits)
 
 
+def _refuse_options_of_the_whole(ctx: click.Context, part: str) -> None:
+    """An option before the name of a part would have no effect on it, so say so."""
+    for parameter in ctx.command.params:
+        name = parameter.name or ""
+        if name in ctx.params and ctx.get_parameter_source(name) == ParameterSource.COMMANDLINE:
+            raise click.UsageError(
+                f"{parameter.opts[0]} before `{part}` is for the whole check; put the options of `fedbus check {part}` "
+                "behind its name"
+            )
+
+
 @check.command("config", epilog=_CONFIG_EXAMPLES)
-@click.option("--json", "as_json", is_flag=True, help="The result as JSON.")
+@_part_formats
+@click.option("--no-consumers", is_flag=True, help="Do not load consumers: for hosts that have no hub, nor their code.")
 @click.pass_context
-def check_config(ctx: click.Context, as_json: bool) -> None:
-    """Read all files of the configuration and list every fault with its file and line; exit code 3 if any."""
+def check_config(ctx: click.Context, form: str | None, as_json: bool, nagios: bool, no_consumers: bool) -> None:
+    """Read all files of the configuration and list every fault with its file and line; exit code 3 if any.
+
+    Enabled consumers are loaded as the hub does it, and their settings checked, but none is started: run this as the
+    user of the hub. A fault there is a fault of the configuration.
+    """
+    shown = _chosen_format(form, as_json, nagios)
     try:
         settings = _settings(ctx)
+        if settings.consumers and not no_consumers:
+            from fedbus.cli.check_consumers import problems_of_consumers
+
+            if problems := problems_of_consumers(settings):
+                raise ConfigError(problems)
     except ConfigError as error:
-        if not as_json:
+        if shown == "text":
             raise
-        click.echo(json.dumps({"ok": False, "problems": error.problems}, indent=2))
-        ctx.exit(3)
-    if as_json:
+        if shown == "json":
+            click.echo(json.dumps({"ok": False, "problems": error.problems}, indent=2))
+            ctx.exit(3)
+        _show(ctx, _unfit(error), shown)
+    if shown == "json":
         click.echo(json.dumps({"ok": True, "problems": [], "directory": str(settings.directory)}, indent=2))
         return
-    click.echo(
+    text = (
         f"{settings.directory} is fit for use: {settings.naming.root}, "
         f"{counted(len(settings.endpoints), 'endpoint')}, {counted(len(settings.policy.rules), 'policy rule')}, "
         f"{counted(len(settings.consumers), 'consumer')}"
     )
+    if shown == "nagios":
+        _show(ctx, Found([Result("config", "configuration", OK, text)]), shown)
+    click.echo(text)
 
 
 @check.command("keys", epilog=_KEYS_EXAMPLES)
-@click.option("--json", "as_json", is_flag=True, help="The results as JSON.")
+@_part_formats
 @click.pass_context
-def check_keys(ctx: click.Context, as_json: bool) -> None:
+def check_keys(ctx: click.Context, form: str | None, as_json: bool, nagios: bool) -> None:
     """Check the CA, its revocation list, and the certificates and keys that are on this host; exit code 4 if bad."""
-    found = Found(_check_keys(_settings(ctx), time.time(), []))
-    form = "json" if as_json else "text"
-    click.echo(render(found, form), nl=False)
-    ctx.exit(exit_code(found, form))
+    shown = _chosen_format(form, as_json, nagios)
+    try:
+        found = Found(_check_keys(_settings(ctx), time.time(), []))
+    except ConfigError as error:
+        if shown != "nagios":
+            raise
+        found = _unfit(error)
+    _show(ctx, found, shown)
 
 
 @check.command("topics", epilog=_TOPICS_EXAMPLES)
@@ -456,6 +507,16 @@ def _lines() -> list[str]:
 
 
 # --- how it is told --------------------------------------------------------------------------------------------
+
+
+def _unfit(error: ConfigError) -> Found:
+    """Return what is found where the configuration cannot be used."""
+    return Found([Result("config", "configuration", UNKNOWN, problem) for problem in error.problems])
+
+
+def _show(ctx: click.Context, found: Found, form: str) -> NoReturn:
+    click.echo(render(found, form), nl=False)
+    ctx.exit(exit_code(found, form))
 
 
 def _report_findings(findings: list[Finding], count: int, *, as_json: bool) -> None:

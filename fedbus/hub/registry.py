@@ -352,7 +352,7 @@ def _read(path: Path, where: str, *, guarded: bool) -> bytes:
             if guarded and state.st_uid not in (0, os.geteuid()):
                 raise ConfigError(
                     f"{where}: {what} belongs to user id {state.st_uid}; it must belong to root or to user id "
-                    f"{os.geteuid()}: use chown"
+                    f"{os.geteuid()}: use chown, or run this as the user whom it belongs to"
                 )
             if state.st_mode & forbidden:
                 raise ConfigError(
