@@ -72,8 +72,8 @@ def find(
     the configuration to ``FILE:LINE``. *running* says what those that run are made of: these are not loaded again.
 
     Raises:
-        ConfigError: What was asked for by hand, in *files* or *only*, is not there or cannot be loaded; or there is no
-            consumer at all.
+        ConfigError: What was asked for by hand, in *files* or *only*, is not there; a file cannot be loaded, or none of
+            those in *only*; or there is no consumer at all.
     """
     found = Found()
     running = running or {}
@@ -113,6 +113,8 @@ def find(
         else:
             found.consumers.append(_enable_asked(named, since))
     _tell_of_unused(configured, folder)
+    if only and not (found.consumers or found.kept):
+        raise ConfigError([f"--only: nothing that it names can be loaded: {problem}" for problem in found.problems])
     if not (found.consumers or found.kept or found.problems):
         raise ConfigError(
             "there is no consumer to run; enable one below `consumers:` in the configuration, or name a file with "

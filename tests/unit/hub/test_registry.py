@@ -223,6 +223,22 @@ def test_only_those_that_are_named_run(folder):
         find(configured, folder=folder, only=["bilds"])
 
 
+def test_when_none_of_those_that_are_named_can_be_loaded_there_is_nothing_to_run(folder):
+    configured = {**wanted(settings={"channel": 7}), **wanted("builds", use="callbacks.py")}
+    with pytest.raises(ConfigError) as caught:
+        find(configured, folder=folder, only=["announce"])
+    (problem,) = caught.value.problems
+    assert problem.startswith("--only: nothing that it names can be loaded: 40-hub.yaml:7: ")
+    assert problem.endswith("consumers.announce.settings.channel: 7 is not of type 'string'")
+    # beside another one it is a problem of its own
+    found = find(configured, folder=folder, only=["announce", "builds"])
+    assert [one.name for one in found.consumers] == ["builds"]
+    assert len(found.problems) == 1
+    # and where it is changed while nothing else runs, those that run go on
+    with pytest.raises(ConfigError, match="--only"):
+        find(configured, folder=folder, only=["announce"], running={"announce": "something else"})
+
+
 def test_a_hub_without_any_consumer_says_how_to_get_one():
     with pytest.raises(ConfigError, match="there is no consumer to run"):
         find({})
