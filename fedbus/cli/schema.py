@@ -103,13 +103,13 @@ def show(context: click.Context, topic: str, as_json: bool) -> None:
 def check(context: click.Context, arguments: tuple[str, ...], lines: bool, with_topic: bool, as_json: bool) -> int:
     """Hold a body, or each line of a file or of stdin, against the schema of TOPIC.
 
-    Exit code 0: all fit. 1: one does not, is no JSON object, or there is no schema for its topic.
+    Exit code 0: all fit. 1: one does not, is no JSON object, or there is no schema for its topic. 2: TOPIC is none.
     """
     settings, _, schemas = _load(context)
     most = 1 if with_topic else 2
     if len(arguments) > most or (not with_topic and not arguments):
         raise click.UsageError("write TOPIC and a body or a file" if not with_topic else "write a file, or - for stdin")
-    topic = "" if with_topic else arguments[0]
+    topic = "" if with_topic else _asked(arguments[0], settings)
     source = arguments[-1] if len(arguments) == most else "-"
     several = lines or with_topic
     failed = False
@@ -182,8 +182,29 @@ def _facts(one: Schema) -> dict[str, Any]:
 
 
 def _full(topic: str, settings: Settings) -> str:
+    """Return the full topic for what a person wrote.
+
+    Raises:
+        MessageError: It is none.
+    """
+    from fedbus.model.topic import check_topic
+
     naming = settings.naming
-    return topic if topic.startswith(naming.prefix + ".") else f"{naming.root}.{topic}"
+    full = topic if topic.startswith(naming.prefix + ".") else f"{naming.root}.{topic}"
+    if full != topic:
+        check_topic(topic)  # a fault is told in the words of whoever wrote it
+    check_topic(full)
+    return full
+
+
+def _asked(topic: str, settings: Settings) -> str:
+    """Return the full topic for an argument; one that is none is an error of usage."""
+    from fedbus.errors import MessageError
+
+    try:
+        return _full(topic, settings)
+    except MessageError as error:
+        raise click.UsageError(escape(str(error))) from error
 
 
 def _short(topic: str, settings: Settings) -> str:
@@ -191,7 +212,12 @@ def _short(topic: str, settings: Settings) -> str:
 
 
 def _of(topic: str, settings: Settings, schemas: Schemas) -> Schema:
-    found = schemas.of(_full(topic, settings))
+    from fedbus.errors import MessageError
+
+    try:
+        found = schemas.of(_full(topic, settings))
+    except MessageError:
+        found = None  # it may be the name of a schema, which need not look like a topic
     if found is None:
         raise click.ClickException(
             f"there is no schema for {escape(topic)}; `fedbus schema list` lists those there are"
@@ -219,10 +245,10 @@ def _bodies(source: str, several: bool) -> Iterator[tuple[int, bytes]]:
 
 
 def _checked(topic: str, data: bytes, settings: Settings, schemas: Schemas, with_topic: bool) -> dict[str, Any]:
-    from fedbus.errors import WireError
+    from fedbus.errors import MessageError, WireError
     from fedbus.wire import strict
 
-    facts: dict[str, Any] = {"topic": _full(topic, settings) if topic else "", "schema": None, "fits": False}
+    facts: dict[str, Any] = {"topic": topic, "schema": None, "fits": False}
     try:
         body: Any = strict.decode(data.strip(), settings.limits)
     except WireError as error:
@@ -231,7 +257,10 @@ def _checked(topic: str, data: bytes, settings: Settings, schemas: Schemas, with
         named, body = body.get("topic"), body.get("body")
         if not isinstance(named, str) or not isinstance(body, dict):
             return {**facts, "error": 'is not of the form {"topic": "…", "body": {…}}'}
-        facts["topic"] = _full(named, settings)
+        try:
+            facts["topic"] = _full(named, settings)
+        except MessageError as error:
+            return {**facts, "error": str(error)}
     found = schemas.of(facts["topic"])
     if found is None:
         return {**facts, "error": "has no schema"}

@@ -487,7 +487,9 @@ def test_what_cannot_run_ends_with_its_exit_code_and_says_why(fedbus, arguments,
 
 
 def test_a_hub_of_one_consumer_that_cannot_be_loaded_ends_with_the_exit_code_of_the_configuration(bus_folder, fedbus):
-    (bus_folder / "50-hub.yaml").write_text("consumers:\n  irc: {use: 'fedbus_consumers.irc', settings: {networks: 7}}\n")
+    (bus_folder / "50-hub.yaml").write_text(
+        "consumers:\n  irc: {use: 'fedbus_consumers.irc', settings: {networks: 7}}\n"
+    )
     (bus_folder / "50-hub.yaml").chmod(0o600)
     done = fedbus("hub", "--only", "irc", "--seconds", "0")
     assert (done.returncode, done.stdout) == (3, "")

@@ -56,9 +56,10 @@ def test_list_says_where_to_put_some_when_there_are_none(fedbus: Run) -> None:
 def test_show_prints_the_schema_of_a_topic_or_of_a_name(fedbus: Run, schemas: Path) -> None:
     assert json.loads(fedbus("schema", "show", "koji.package.build.complete").stdout) == BUILD
     assert json.loads(fedbus("schema", "show", "old", "--json").stdout)["schema"]["deprecated"] is True
-    done = fedbus("schema", "show", "bodhi.update")
-    assert done.returncode == 1
-    assert "there is no schema for bodhi.update" in done.stderr
+    for name in ("bodhi.update", "Not a topic"):
+        done = fedbus("schema", "show", name)
+        assert done.returncode == 1
+        assert f"there is no schema for {name}" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -78,6 +79,7 @@ def test_show_prints_the_schema_of_a_topic_or_of_a_name(fedbus: Run, schemas: Pa
             "line 1: org.example.dev.koji.package.build fits",
         ),
         (["--with-topic", "-"], '{"topic": 1}\n', 1, "is not of the form"),
+        (["--with-topic", "-"], '{"topic": "Bad Topic", "body": {}}\n', 1, "line 1: 'Bad Topic' is not a topic: "),
         ([], "", 2, ""),
         (["a", "b", "c"], "", 2, ""),
     ],
@@ -88,6 +90,24 @@ def test_check_holds_bodies_against_the_schema_and_says_so_by_its_exit_code(
     done = fedbus("schema", "check", *arguments, stdin=stdin)
     assert done.returncode == code, done.stdout + done.stderr
     assert out in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("topic", "said"),
+    [
+        ("Bad Topic", "'Bad Topic' is not a topic: fields of lower-case letters"),
+        ("koji.Package.build", "did you mean 'koji.package.build'?"),
+        ("org.example.dev.koji..build", "'org.example.dev.koji..build' is not a topic"),
+        ("a" * 300, "a topic has at most 255 bytes"),
+        ("", "'' is not a topic"),
+        ("a\x1b[31m", "is not a topic"),
+    ],
+)
+def test_what_is_no_topic_at_all_is_an_error_of_usage_that_says_why(fedbus: Run, topic: str, said: str) -> None:
+    done = fedbus("schema", "check", topic, "{}")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr
+    assert "\x1b" not in done.stderr
 
 
 def test_check_reads_files_and_prints_json(fedbus: Run, schemas: Path, tmp_path: Path) -> None:
