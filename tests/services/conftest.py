@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ import dns.message
 import dns.query
 import pytest
 
+from fedbus.config.init import free_ports
 from tests.support import need_program, wait_until
 
 _CONFIG = """\
@@ -48,9 +48,7 @@ class Nsd:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        with socket.socket() as tcp:
-            tcp.bind(("127.0.0.1", 0))
-            self.port = tcp.getsockname()[1]
+        (self.port,) = free_ports(1)
         self.address = f"127.0.0.1:{self.port}"
         self.process: subprocess.Popen[bytes] | None = None
         self._serial = 1
@@ -78,14 +76,17 @@ class Nsd:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        wait_until(self._answers, 20.0, f"nsd: {self._log}")
+        try:
+            wait_until(self._answers, 60.0)
+        except AssertionError:
+            raise AssertionError(f"nsd does not answer at port {self.port}: {self._log()}") from None
 
     def stop(self) -> None:
         """End it, with all that it has forked."""
         process, self.process = self.process, None
         if process is not None:
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait(10)
+            process.wait(60)
 
     def _answers(self) -> bool:
         try:

@@ -21,13 +21,14 @@ from fedbus import Bus
 from fedbus.bus import Subscriber
 from fedbus.clock import SystemClock
 from fedbus.config.discovery_dns import DnsDiscovery, NoList, listing, look_up
+from fedbus.config.init import free_ports
 from fedbus.config.options import DnsOptions
 from fedbus.errors import ConfigError, ConnectError
 from tests.support import wait_until
 
 KOJI, BODHI, GIT = "koji.build01", "bodhi.web01", "git.host01"
 DOMAIN = "_fedbus._tcp.example.org"
-PATIENCE = 30.0
+PATIENCE = 90.0
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -49,7 +50,7 @@ class Host:
             f"topic_prefix: org.example\nenvironment: dev\nstate: {readers / 'state'}\n"
             f"keys: {{directory: {folder / 'keys'}}}\n"
             "subscriber: {silence: 1s, refresh_interval: 100ms}\n"
-            f"discovery:\n  look_interval: 50ms\n  dns: {{domain: {DOMAIN}, servers: ['{server}'], timeout: 2s, "
+            f"discovery:\n  look_interval: 50ms\n  dns: {{domain: {DOMAIN}, servers: ['{server}'], timeout: 5s, "
             "min_interval: 100ms, max_interval: 1s}\n"
         )
         (readers / "10-bus.yaml").chmod(0o600)
@@ -122,7 +123,7 @@ def test_endpoints_of_the_dns_are_read_from_the_start_and_as_they_come_and_go(ho
         nsd.write(host.records(KOJI, BODHI))
         assert take(subscriber, 1) == [3], "it goes on where it was"
         assert 'fedbus_discovery_endpoints{source="dns"} 2' in bus.metrics()
-        assert "fedbus_discovery_dns_failing 0" in bus.metrics()
+        take_until(subscriber, lambda: "fedbus_discovery_dns_failing 0" in bus.metrics())
 
 
 @pytest.mark.fault("F11")
@@ -146,7 +147,7 @@ def test_a_server_that_is_down_changes_nothing_and_is_asked_again(host, nsd, bus
         nsd.write(host.records(KOJI, BODHI))
         nsd.start()
         take_until(subscriber, lambda: names(subscriber) == {KOJI, BODHI})
-        assert "fedbus_discovery_dns_failing 0" in bus.metrics()
+        take_until(subscriber, lambda: "fedbus_discovery_dns_failing 0" in bus.metrics())
 
 
 @pytest.mark.fault("F11")
@@ -216,7 +217,7 @@ def ask(nsd) -> Callable[..., object]:
     """Look up once, as it is done while running; return the checked list."""
 
     def once(**more: object):
-        options = DnsOptions(domain=DOMAIN, servers=(nsd.address,), **{"timeout": 2.0, **more})
+        options = DnsOptions(domain=DOMAIN, servers=(nsd.address,), **{"timeout": 30.0, **more})
         return listing(asyncio.run(look_up(options)).instances, DOMAIN)
 
     return once
@@ -313,7 +314,7 @@ def test_an_answer_that_needs_tcp_is_read_whole(host, nsd, ask):
         )
     )
     nsd.start()
-    found = ask(timeout=20.0)
+    found = ask()
     assert found.refused == []
     assert set(found.endpoints) == set(names)
 
@@ -330,9 +331,8 @@ def test_a_bad_entry_leaves_the_last_good_one_of_that_endpoint(host, nsd, bus):
         assert bus.discovery.dns.refused["text"] > 0
         assert 'fedbus_discovery_dns_refused_total{reason="text"}' in bus.metrics()
         nsd.write("")
-        take_until(subscriber, lambda: bus.discovery.dns.refused["empty"])
+        take_until(subscriber, lambda: bus.discovery.dns.refused["empty"] and bus.discovery.dns.failure)
         assert names(subscriber) == {KOJI, BODHI, GIT}
-        assert bus.discovery.dns.failure
 
 
 def test_check_shows_what_the_dns_lists_refuses_and_whether_it_answers(host, nsd, fedbus):
@@ -359,9 +359,9 @@ class Liar(threading.Thread):
         super().__init__(daemon=True)
         self.lie = lie
         self.udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self.udp.bind(("127.0.0.1", 0))
+        (self.port,) = free_ports(1)  # nobody holds it for TCP
+        self.udp.bind(("127.0.0.1", self.port))
         self.udp.settimeout(0.1)
-        self.port = self.udp.getsockname()[1]
         self.asked = 0
         self.over = False
 
@@ -389,7 +389,7 @@ def lies() -> Iterator[Callable[..., Liar]]:
     yield start
     for one in started:
         one.over = True
-        one.join(5)
+        one.join(PATIENCE)
 
 
 def answer(query: dns.message.Message, *records: str, flags: int = 0) -> bytes:
@@ -464,7 +464,7 @@ def test_an_answer_over_tcp_that_never_ends_is_given_up_at_the_deadline(lies):
             asyncio.run(look_up(options))
     finally:
         over.set()
-        thread.join(5)
+        thread.join(PATIENCE)
 
 
 def test_a_program_that_ends_while_it_is_asking_ends_quietly(host, lies, spawn, tmp_path):
@@ -488,8 +488,7 @@ def test_a_liar_changes_nothing_of_what_is_known(host, nsd, lies):
     )
     discovery.start()
     try:
-        assert discovery.wait(PATIENCE)
-        assert set(discovery.endpoints) == {KOJI}
+        wait_until(lambda: set(discovery.endpoints) == {KOJI}, PATIENCE)
         for lie in LIES.values():
             liar = lies(lie)
             object.__setattr__(discovery.options, "servers", (f"127.0.0.1:{liar.port}",))
