@@ -65,6 +65,7 @@ POINTS: Final[Mapping[str, str]] = {
     "spool.remove": "all of the spool is in the journal, and it is still there",
     "relay.journaled": "a message is in the journal, and who handed it in does not know",
     "hub.consumed": "a consumer has worked on messages, and its cursor does not say so",
+    "irc.send": "a line of a message is about to be sent to a channel",
 }
 """Every failpoint, and what is so when it is reached."""
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pydle.features.ircv3.tags import TaggedMessage
 
 from fedbus import ConfigError
+from fedbus.failpoints import ARMED, hit
 
 from .handshake import Handshake, words
 from .pacing import cause_of
@@ -227,6 +228,8 @@ class Session(Handshake):
             try:
                 for line in lines:
                     await self.home.slot()
+                    if ARMED:
+                        hit("irc.send")
                     await self.rawmsg(command, channel.name, line)
                     said = True
             except BaseException:

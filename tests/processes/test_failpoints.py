@@ -49,7 +49,7 @@ TIMES = {
     "replay.end": [1],
 }
 # those with a process of their own are killed by the tests of that process
-ELSEWHERE = ("relay.", "spool.", "dead.", "history.")
+ELSEWHERE = ("relay.", "spool.", "dead.", "history.", "irc.")
 # what has to have happened in the life before, or to happen in the same one
 BEFORE = {"journal.recover": "journal.write.torn=kill@5"}
 BESIDE = {"journal.rewrite": "journal.sync.before=error:EIO@5"}
@@ -105,5 +105,5 @@ def test_whoever_is_killed_wherever_all_that_was_acknowledged_arrives_once_and_i
 
 @pytest.mark.parametrize("point", [point for point in POINTS if point.startswith(ELSEWHERE)])
 def test_the_other_failpoints_are_killed_at_by_other_tests(point: str) -> None:
-    texts = [path.read_text("utf-8") for path in Path(__file__).parent.glob("test_*.py")]
+    texts = [path.read_text("utf-8") for path in Path(__file__).parents[1].glob("*/test_*.py")]
     assert any(f"{point}=kill" in text for text in texts)

@@ -27,8 +27,8 @@ POINT = "cursor.commit.before"
 
 
 def places() -> Iterator[tuple[Path, ast.Call, list[ast.AST]]]:
-    """Every call of a failpoint in fedbus, with the statements around it from the outside in."""
-    for path in sorted((ROOT / "fedbus").rglob("*.py")):
+    """Every call of a failpoint in fedbus and its consumers, with the statements around it from the outside in."""
+    for path in [*sorted((ROOT / "fedbus").rglob("*.py")), *sorted((ROOT / "consumers").rglob("*.py"))]:
         if path.name == "failpoints.py":
             continue
         stack: list[tuple[ast.AST, list[ast.AST]]] = [(ast.parse(path.read_bytes()), [])]
