@@ -135,7 +135,7 @@ def import_fedmsg(ctx: click.Context, folder: Path, target: Path | None, as_json
 
 
 def _refused_rows(values: dict[str, Any]) -> Iterator[Any]:
-    """Yield what our own loader has to say against the translation."""
+    """Yield what our own loader has to say against the translation; that it has no endpoints was told before."""
     import tempfile
 
     import yaml
@@ -143,6 +143,7 @@ def _refused_rows(values: dict[str, Any]) -> Iterator[Any]:
     from fedbus.fedmsg.keys import HAND
     from fedbus.fedmsg.translate import Row
 
+    values = {"endpoints": {"other.file": {"publish": "tcp://127.0.0.1:1", "wire": "fedmsg"}}, **values}
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "translation.yaml"
         path.touch(mode=0o600)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import re
 import string
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,31 @@ def _copied(value: Any) -> Any:
     return value
 
 
+def _key_lines(value: dict[Any, Any], source: ast.AST) -> dict[str, int]:
+    """Return the line of each key of *value*, which *source* gave; that of *source* for what comes from a name."""
+    found = {key: getattr(source, "lineno", 1) for key in value if isinstance(key, str)}
+    found.update((key, line) for key, line in _written_keys(source) if key in found)
+    return found
+
+
+def _written_keys(source: ast.AST) -> Iterator[tuple[str, int]]:
+    """Yield the keys that are written out in *source*, each with its line; what comes last is in force."""
+    if isinstance(source, ast.Dict):
+        for key, inner in zip(source.keys, source.values, strict=True):
+            if key is None:  # **{…}
+                yield from _written_keys(inner)
+            elif isinstance(key, ast.Constant) and isinstance(key.value, str):
+                yield key.value, key.lineno
+    elif isinstance(source, ast.Call):
+        for argument in source.args:
+            yield from _written_keys(argument)
+        for keyword in source.keywords:
+            if keyword.arg is None:
+                yield from _written_keys(keyword.value)
+            else:
+                yield keyword.arg, keyword.lineno
+
+
 class _Evaluator:
     def __init__(self, budget: list[int]) -> None:
         self._budget = budget
@@ -192,10 +218,12 @@ class _Evaluator:
         ):
             target = self._names[call.func.value.id]
             before = self._budget[0]
-            for new in [*(self._value(one, 0) for one in call.args), self._keywords(call, 0)]:
+            given = [(self._value(one, 0), one) for one in call.args]
+            for new, source in [*given, (self._keywords(call, 0), call)]:
                 if isinstance(new, dict):
                     target.update(new)
-                    self._remember(call.func.value.id, new, call.lineno)
+                    if call.func.value.id == "config":
+                        self._lines |= _key_lines(new, source)
                 else:
                     self.problems.append(str(new) if isinstance(new, Unknown) else f"line {call.lineno}: no dict")
             self._weigh(call.func.value.id, before - self._budget[0])
@@ -210,14 +238,7 @@ class _Evaluator:
             self._names[target.id] = value
             self._weights[target.id] = weight
             if target.id == "config" and isinstance(value, dict):
-                source = getattr(node, "value", None)
-                self._lines = {}
-                if isinstance(source, ast.Dict):
-                    for key in source.keys:
-                        if isinstance(key, ast.Constant) and isinstance(key.value, str):
-                            self._lines[key.value] = key.lineno
-                elif isinstance(source, ast.Call):
-                    self._lines |= {one.arg: one.value.lineno for one in source.keywords if one.arg}
+                self._lines = _key_lines(value, getattr(node, "value", node))
             return
         if isinstance(target, ast.Subscript):
             path: list[Any] = []
@@ -236,10 +257,6 @@ class _Evaluator:
                     self._lines[str(path[-1])] = node.lineno
                 return
         self.problems.append(f"line {node.lineno}: an assignment that would have to be run")
-
-    def _remember(self, name: str, keys: dict[Any, Any], line: int) -> None:
-        if name == "config":
-            self._lines |= {key: line for key in keys if isinstance(key, str)}
 
     # --- values ------------------------------------------------------------------------------------------------
 

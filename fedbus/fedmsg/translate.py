@@ -50,6 +50,8 @@ class Translation:
             "# Who goes on with fedmsg is read as he is. Move a service by taking `wire: fedmsg` away from its\n"
             "# endpoint, giving it a `replay` address, and a certificate: fedbus keys issue NAME\n"
         )
+        if "endpoints" not in self.values:
+            head += "# There are no endpoints in that folder: name them here, or in another file beside this one.\n"
         return head + yaml.dump(self.values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
@@ -88,7 +90,8 @@ class _Translator:
         self._policy()
         self._marks()
         values["fedmsg"] = self._fedmsg
-        values["endpoints"] = endpoints
+        if endpoints:
+            values["endpoints"] = endpoints  # an empty section would be refused, even beside a file that has some
         for key, found in self._keys.items():
             if key not in _HANDLED:
                 self._other(key, found)
@@ -167,7 +170,7 @@ class _Translator:
                     self._row(f"endpoints.{name}", TRANSLATED, f"called {ours} here", origin)
                 result[ours] = {"publish": str(address), "wire": "fedmsg"}
         if len(self._result.rows) == before or result:
-            self._row("endpoints", TRANSLATED, f"{len(result)} endpoints, marked `wire: fedmsg`", origin)
+            self._row("endpoints", TRANSLATED, f"{_counted(len(result), 'endpoint')}, marked `wire: fedmsg`", origin)
         return result
 
     def _urls(self, name: str, urls: Any, origin: str) -> Iterator[Address]:
@@ -233,7 +236,8 @@ class _Translator:
                     if one == ours or re.fullmatch(re.escape(base) + r"-\d+", one):
                         endpoints[one] |= {"certificate": f"{folder}/{stem}.crt", "key": f"{folder}/{stem}.key"}
                 used += 1
-        self._row("certnames", TRANSLATED, f"certificate and key of {used} endpoints; the keys need mode 0600", origin)
+        text = f"certificate and key of {_counted(used, 'endpoint')}; the keys need mode 0600"
+        self._row("certnames", TRANSLATED, text, origin)
 
     # --- trust -------------------------------------------------------------------------------------------------
 
@@ -281,7 +285,7 @@ class _Translator:
                 self._row(key, HAND, text, origin)
             rules[str(topic)] = [one for one in names if one not in bad]
         self._fedmsg["routing_policy"] = rules
-        self._row("routing_policy", TRANSLATED, f"fedmsg.routing_policy: {len(rules)} topics", origin)
+        self._row("routing_policy", TRANSLATED, f"fedmsg.routing_policy: {_counted(len(rules), 'topic')}", origin)
 
     def _marks(self) -> None:
         mark = self._take("high_water_mark", int)
@@ -323,6 +327,10 @@ _HANDLED = frozenset(
         "high_water_mark",
     }
 )
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _shown(value: Any) -> str:

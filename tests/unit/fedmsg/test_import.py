@@ -209,9 +209,57 @@ keys = some.sampled_from(KEYS) | some.text(max_size=12)
 def test_any_configuration_is_translated_to_yaml_that_loads_as_yaml(values: dict[str, Any]) -> None:
     found = translate(Folder({key: Found(one, "x.py:1") for key, one in values.items()}))
     loaded = yaml.safe_load(found.yaml())
-    assert set(loaded) == {"topic_prefix", "environment", "fedmsg", "endpoints"}
+    assert set(loaded) - {"endpoints"} == {"topic_prefix", "environment", "fedmsg"}
+    assert loaded.get("endpoints", True)  # our own loader refuses an empty section
     told = {row.key.split(".")[0] for row in found.rows} | {row.key for row in found.rows}
     assert all(key in told or key.split(".")[0] in told for key in values)
+
+
+def test_a_folder_without_endpoints_becomes_a_file_that_loads_beside_one_that_has_them(
+    tmp_path: Path, capfd: Any
+) -> None:
+    folder = write(tmp_path / "fedmsg.d", base="config = {'environment': 'prod', 'topic_prefix': 'org.x'}")
+    assert main.run(main.fedbus_command, "fedbus", ["config", "import-fedmsg", str(folder)]) == 1
+    out, err = capfd.readouterr()
+    assert "endpoints" not in yaml.safe_load(out)
+    assert "# There are no endpoints in that folder" in out
+    assert "there are none, so nobody is read; name them" in err
+    assert "our own loader refuses it" not in err
+    bus = tmp_path / "bus"
+    bus.mkdir(mode=0o700)
+    for name, text in (("10.yaml", "endpoints: {a.b: {publish: 'tcp://h:1', wire: fedmsg}}\n"), ("20.yaml", out)):
+        (bus / name).touch(mode=0o600)
+        (bus / name).write_text(text)
+    assert list(Settings.load(bus, {}).endpoints) == ["a.b"]
+
+
+@pytest.mark.parametrize(
+    ("source", "lines"),
+    [
+        ("config = {\n 'a': 1,\n **{\n  'b': 2,\n  'c': 3},\n}", {"a": 2, "b": 4, "c": 5}),
+        ("config = {'a': 1,\n **{'b': 1,\n 'a': 2}}", {"a": 3, "b": 2}),
+        ("config = dict(\n a=1,\n **{\n 'b': 2})", {"a": 2, "b": 4}),
+        ("config = dict({\n 'a': 1},\n b=2)", {"a": 2, "b": 3}),
+        ("other = {'a': 1}\nconfig = other", {"a": 2}),
+        ("other = {'a': 1}\nconfig = {\n **other,\n 'b': 2}", {"a": 2, "b": 4}),
+        ("config = {}\nconfig.update({\n 'a': 1},\n b=2)\nconfig['c'] = 3", {"a": 3, "b": 4, "c": 5}),
+    ],
+)
+def test_each_key_is_told_with_the_line_where_it_stands(source: str, lines: dict[str, int]) -> None:
+    assert evaluate(source.encode())[1] == lines
+
+
+def test_one_of_something_is_told_in_the_singular() -> None:
+    values = {
+        "endpoints": {"a.b": ["tcp://h:1"]},
+        "certnames": {"a.b": "x"},
+        "routing_policy": {"org.x.dev.a.b": ["x"]},
+    }
+    found = translate(Folder({key: Found(one, "x.py:1") for key, one in values.items()}))
+    text = {row.key: row.text for row in found.rows}
+    assert text["endpoints"] == "1 endpoint, marked `wire: fedmsg`"
+    assert text["certnames"].startswith("certificate and key of 1 endpoint;")
+    assert text["routing_policy"] == "fedmsg.routing_policy: 1 topic"
 
 
 @given(some.text(max_size=200))
