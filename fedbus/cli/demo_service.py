@@ -1,6 +1,6 @@
 """One service of `fedbus demo`, a process of its own: `python -m fedbus.cli.demo_service koji|bodhi|git …`.
 
-It ends at SIGTERM, and then prints `{"published": N}`.
+It prints `{"up": SERVICE}` when it can publish. It ends at SIGTERM, and then prints `{"published": N}`.
 """
 
 from __future__ import annotations
@@ -198,6 +198,7 @@ def main(arguments: list[str] | None = None) -> int:
     published = 0
     with Stop() as stop, Bus.open(given.config) as bus:
         publisher = bus.publisher(given.endpoint, direct=True)
+        print(orjson.dumps({"up": given.service}).decode(), flush=True)
         try:
             if given.service == "koji":
                 koji(publisher, stop, chance)
