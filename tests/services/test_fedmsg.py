@@ -387,8 +387,9 @@ def test_the_bridge_carries_a_fedmsg_bus_in_and_ours_out_each_message_once(
     assert "Traceback" not in bridge.err
 
 
-def test_what_a_bridge_has_carried_is_known_again_after_it_was_killed(
-    site: Site, ours: Ours, spawn: Callable[..., Running]
+@pytest.mark.fault("F5")
+def test_what_a_bridge_has_carried_is_known_again_after_it_was_killed_and_a_full_disk_makes_it_wait(
+    site: Site, ours: Ours, spawn: Callable[..., Running], tmp_path: Path
 ) -> None:
     (port,) = free_ports(1)
     create(ours.folder, ("koji.build01", "fedmsg.bridge01"), force=True)
@@ -415,7 +416,9 @@ def test_what_a_bridge_has_carried_is_known_again_after_it_was_killed(
         bridge.send(signal.SIGKILL)
         bridge.wait()
         http = free_ports(1)[0]
-        bridge = spawn(*command, "--http", f"127.0.0.1:{http}", config=folder)
+        full = tmp_path / "full"
+        faults = {"FEDBUS_FAILPOINTS": f"journal.write.before=error:ENOSPC?{full}"}
+        bridge = spawn(*command, "--http", f"127.0.0.1:{http}", config=folder, environment=faults)
         wait_until(lambda: "subscribed" in sender.running.out, PATIENCE)
         sender("wait", "wait")  # the end of the first subscription, and the second one
         sender.frames(*map(message, (2, 5, 9, 10, 11, 12)))
@@ -427,6 +430,11 @@ def test_what_a_bridge_has_carried_is_known_again_after_it_was_killed(
             return found[0]
 
         assert missing() == 3  # 6, 7 and 8 were sent while nobody was there, as their numbers tell
+        full.touch()
+        sender.frames(*map(message, range(13, 33)))
+        bridge.wait_for("what comes in is not journaled, and tried again: cannot write")
+        full.unlink()
+        assert numbers(subscriber, 20) == list(range(13, 33))
         bridge.send(signal.SIGTERM)
         assert bridge.wait() == 0
 
