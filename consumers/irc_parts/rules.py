@@ -8,7 +8,7 @@ from typing import Any
 
 import re2
 
-from fedbus import ConfigError, FedbusError, Message, Text, TopicFilter
+from fedbus import ConfigError, FedbusError, Message, Text, TopicFilter, escape
 
 
 class Regex:
@@ -23,7 +23,7 @@ class Regex:
         except (re2.error, UnicodeEncodeError) as error:
             reason = error.args[0].decode() if error.args and isinstance(error.args[0], bytes) else str(error)
             raise ConfigError(
-                f"{where}: {text[:80]!r} is no regular expression: {reason}; the syntax is RE2's, without "
+                f"{where}: '{escape(text[:80])}' is no regular expression: {reason}; the syntax is RE2's, without "
                 "back-references and look-around"
             ) from None
 

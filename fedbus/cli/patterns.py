@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from fedbus.cli.escaping import escape
+
 _MOST_LETTERS = 1000  # of one expression
 _MOST = 100
 _MEMORY_BYTES = 16 * 2**20
@@ -75,9 +77,10 @@ def _options(re2: Any) -> Any:
 
 
 def _check(re2: Any, text: str, options: Any) -> None:
-    shown = text if len(text) <= 60 else text[:60] + "…"
+    # as it was written: with repr() each backslash would be two
+    shown = escape(text if len(text) <= 60 else text[:60] + "…")
     if len(text) > _MOST_LETTERS:
-        raise PatternError(f"{shown!r}: {len(text)} letters are more than {_MOST_LETTERS}; write a shorter expression")
+        raise PatternError(f"'{shown}': {len(text)} letters are more than {_MOST_LETTERS}; write a shorter expression")
     try:
         re2.compile(text, options)
     except (re2.error, UnicodeError) as error:
@@ -85,4 +88,4 @@ def _check(re2: Any, text: str, options: Any) -> None:
         hint = ""
         if any(part in text for part in ("(?=", "(?!", "(?<=", "(?<!", "\\1", "(?P=")):
             hint = "; look-around and references back are not available, as their time has no bound"
-        raise PatternError(f"{shown!r} is not a regular expression of RE2: {reason}{hint}") from error
+        raise PatternError(f"'{shown}' is not a regular expression of RE2: {reason}{hint}") from error

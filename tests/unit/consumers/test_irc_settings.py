@@ -155,6 +155,13 @@ def test_a_regular_expression_that_cannot_be_linear_is_refused(pattern: str) -> 
         Rule({"text": [pattern]}, "", "here")
 
 
+def test_a_regular_expression_that_is_refused_is_shown_as_it_was_written() -> None:
+    for pattern, shown in ((r"^\d+\.(el9", r"'^\d+\.(el9'"), ("(\x1b[31m", r"'(\x1b[31m'")):
+        with pytest.raises(ConfigError) as caught:
+            Rule({"text": [pattern]}, "", "here")
+        assert f"here.text: {shown} is no regular expression: " in str(caught.value)
+
+
 def test_a_password_comes_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "password"
     path.write_text("correct horse\n")
