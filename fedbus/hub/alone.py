@@ -93,7 +93,7 @@ class Alone(Crew):
     def work(self, messages: Sequence[Message]) -> None:
         consume, slot, trying = self._consume, self._slot, self._trying
         attempts = trying.attempts
-        delivered = 0
+        delivered = told = 0
         if self._hand is not None:
             self._hand.stream(messages[0].endpoint, messages[0].epoch)
         try:
@@ -115,6 +115,9 @@ class Alone(Crew):
                     delivered += 1
                     self._done = message
                     continue
+                if delivered > told:
+                    told = delivered
+                    trying.vain.taken()  # what fails now is the first of its row
                 # behind the handler: what a later attempt raises does not come from this
                 delivered += self._again(message, failed)
                 self._done = message
@@ -122,6 +125,8 @@ class Alone(Crew):
             self.current = None
             slot[0] = 0
             self._stats.delivered += delivered
+        if delivered > told and trying.vain.any:
+            trying.vain.taken()
         if ARMED:
             hit("hub.consumed")
 

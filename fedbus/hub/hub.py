@@ -265,6 +265,7 @@ class Hub:
                 found.append(f"consumer {enabled.name}: {delivery.failure}")
             elif not delivery.caught_up:
                 found.append(f"consumer {enabled.name}: not caught up")
+            found += [f"consumer {enabled.name}: {reason}" for reason in delivery.trying.reasons()]
             for worker in range(enabled.workers):
                 busy = self._busy.get((enabled.name, worker))
                 if busy is not None and now - busy[1] > enabled.timeout:

@@ -84,6 +84,12 @@ def of_hub(hub: Hub) -> str:
                 "Batches that failed and were given message by message.",
                 each("broken_batches"),
             ),
+            Family(
+                "fedbus_consumer_stuck_seconds",
+                "gauge",
+                "For how long it has been trying its oldest message in vain.",
+                [({"consumer": one.enabled.name}, one.trying.vain.seconds) for one in deliveries],
+            ),
             Family("fedbus_consumer_lost_total", "counter", "Reports of lost messages.", each("lost")),
             Family(
                 "fedbus_consumer_caught_up_total",

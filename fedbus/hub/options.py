@@ -35,6 +35,8 @@ class HubOptions:
     queue_bytes: int = 64 * 2**20  # and as much again where it has several workers, or takes batches
     commit_interval: float = 1.0  # seconds between two writes of a cursor: what a crash makes come again
     retry_pause: float = 1.0  # seconds before the first new try of a message that failed; each later one is longer
+    stuck_after: float = 60.0  # seconds that one message may be tried again and again before /ready says so
+    stuck_failures: int = 10  # calls that fail in a row, of any message, before it says so
     dead_messages: int = 10_000  # dead letters of one consumer; where no more fit it waits, and gives nothing up
     dead_bytes: int = 256 * 2**20
 

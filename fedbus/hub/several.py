@@ -251,10 +251,13 @@ class Several(Crew):
                 isolated.start()
             except Retry as retry:
                 log.warning("consumer %s: %s; trying again in %.3g s", self._enabled.name, retry.reason, retry.after)
+                if not isolated.failure:
+                    worker.failure = f"start() is to be tried again: {retry.reason}"
                 self._trying.pause(retry.after)
             except Halt as halt:
                 self._trying.halt(halt)
             else:
+                worker.failure = ""
                 break
         return not self._lanes.stopping
 
@@ -306,7 +309,7 @@ class Several(Crew):
         else:
             worker.hand.slot[0], worker.current = 0, None
             worker.delivered += 1
-            if letter is not None or trying.attempts:
+            if letter is not None or trying.attempts or trying.vain.any:
                 trying.taken(message, letter)
         if after is None:
             trying.suspects.discard(message.key)
@@ -331,6 +334,7 @@ class Several(Crew):
             with trying.turn:
                 self._stats.retried += 1
             log.info("consumer %s: a batch of %d again in %.3g s: %s", name, len(messages), retry.after, retry.reason)
+            trying.vain.tried(messages[0], retry.reason, retry.after)
             self._lanes.again(taken, retry.after)
         except Halt as halt:
             trying.halt(halt)
@@ -352,6 +356,8 @@ class Several(Crew):
         else:
             with trying.turn:
                 self._stats.delivered += len(messages)
+            if trying.vain.any:
+                trying.vain.taken(*(message.key for message in messages))
             self._lanes.finished(taken)
         finally:
             worker.current = None

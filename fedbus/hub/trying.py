@@ -17,6 +17,7 @@ from fedbus.hub.inhand import InHand, notes
 from fedbus.hub.isolated import ChildEnded
 from fedbus.hub.options import HubOptions
 from fedbus.hub.source import Source
+from fedbus.hub.vain import Vain
 from fedbus.model.message import Message, MessageKey
 from fedbus.model.position import Cursor
 from fedbus.trust.proof import verify_parcel
@@ -50,6 +51,7 @@ class Trying:
         self.attempts: dict[MessageKey, Attempts] = {}  # of messages that may come again
         self.suspects: set[MessageKey] = set()  # were in a batch when the last hub died
         self.held = Held(0, 0, 0)  # dead letters, as of the hub's last look
+        self.vain = Vain(source.clock)  # what is tried again, for those who ask how the consumer is
         self._source = source
         self._dead = source.dead
         self._on_halt = on_halt
@@ -60,6 +62,12 @@ class Trying:
     def failure(self) -> str:
         """Why a worker waits; empty when none does."""
         return next(iter(list(self._waiting.values())), "")
+
+    def reasons(self) -> list[str]:
+        """Return in words what the consumer does not get on with; empty while that is within what is usual."""
+        if self._waiting:
+            return []  # `failure` tells
+        return self.vain.reasons(self.options, dead=self.held.count)
 
     def stop(self) -> None:
         """Nothing else is begun, and pauses end; any thread may call this."""
@@ -134,6 +142,7 @@ class Trying:
             with self.turn:
                 stats.retried += 1
             log.info("consumer %s: %s again in %.3g s: %s", name, message.key, error.after, error.reason)
+            self.vain.tried(message, error.reason, error.after)
             return error.after
         if isinstance(error, Drop):
             with self.turn:
@@ -146,6 +155,7 @@ class Trying:
         with self.turn:
             stats.failed += 1
         reason = where(error)
+        self.vain.failed(reason)
         attempt = self._count_of(message, letter) + 1
         if attempt >= self.enabled.attempts:
             self._bury(message, reason, trace_of(error), attempt)
@@ -166,6 +176,7 @@ class Trying:
             pause,
         )
         log.debug("%s", trace_of(error))
+        self.vain.tried(message, reason, pause)
         return pause
 
     def _count_of(self, message: Message, letter: Letter | None) -> int:
@@ -189,6 +200,7 @@ class Trying:
 
     def taken(self, message: Message, letter: Letter | None = None) -> None:
         """The message, which was tried before or was a dead letter, is done with."""
+        self.vain.taken(message.key)
         try:
             if letter is not None:
                 self._tries.pop(letter.id, None)
@@ -230,6 +242,7 @@ class Trying:
                     pause = min(LONGEST_PAUSE, pause * 2)
         finally:
             self._waiting.pop(message.key, None)
+        self.vain.over(message.key)
         self.attempts[message.key] = Attempts(attempts, settled=True)
         with self.turn:
             self.stats.gave_up += 1

@@ -7,7 +7,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from fedbus import Bus, ConfigError, Consumer, Drop, Halt, Message, Publisher, Retry, consumer
+from fedbus import Batch, Bus, ConfigError, Consumer, Drop, Halt, Message, Publisher, Retry, consumer
 from fedbus.hub.enabled import Enabled
 from fedbus.hub.hub import Hub
 from fedbus.model.position import Position
@@ -248,6 +248,92 @@ def test_a_consumer_in_trouble_does_not_keep_another_from_its_messages(bus, trou
     finally:
         gate.set()
         wait_until(lambda: not hub.unfinished())
+
+
+class Unwilling(Collect):
+    """Raises *error* until it is told to be ``willing``; counts its calls."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__("unwilling")
+        self.error = error
+        self.calls = 0
+        self.willing = threading.Event()
+
+    def consume(self, message: Message) -> None:
+        self.calls += 1
+        if not self.willing.is_set():
+            raise self.error
+        super().consume(message)
+
+
+class UnwillingBatches(Unwilling):
+    def consume_batch(self, messages: Sequence[Message]) -> None:
+        for message in messages:
+            self.consume(message)
+
+
+SHAPES = {
+    "alone": {},
+    "workers": {"workers": 2, "ordered_by": "none"},
+    "batches": {"batch": Batch(10, 0.01)},
+}
+
+
+def unwilling(shape: str, error: BaseException, **changes: Any) -> tuple[Unwilling, Enabled]:
+    made = UnwillingBatches(error) if shape == "batches" else Unwilling(error)
+    return made, Enabled(name="unwilling", consumer=made, topics=("#",), **{**SHAPES[shape], **changes})
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_consumer_that_waits_for_too_long_makes_the_hub_not_ready_and_says_why_until_it_goes_on(bus, shape):
+    well = Collect("well")
+    waits, enabled = unwilling(shape, Retry(after=0.01, reason="no server"))
+    with bus.publisher(KOJI) as koji, running(bus, enabled, well, stuck_after=0.05, http="127.0.0.1:0") as hub:
+        wait_until(lambda: not hub.reasons(), 30, "readiness")
+        publish(koji, 1, 3)
+        status, text = wait_until(
+            lambda: (found := get(hub, "/ready"))[0] == 503 and "in vain" in found[1] and found, 30, "/ready to say so"
+        )
+        (reason,) = [one for one in json.loads(text)["reasons"] if "in vain" in one]
+        assert status == 503
+        assert reason.startswith(f"consumer unwilling: has tried {KOJI}/")
+        assert "koji.package.build.start) in vain since 2" in reason and reason.endswith(": no server")
+        wait_until(lambda: well.numbers() == [1, 2, 3], 30, "the other consumer")
+        assert samples(get(hub, "/metrics")[1])['fedbus_consumer_stuck_seconds{consumer="unwilling"}'] > 0
+        waits.willing.set()
+        wait_until(lambda: sorted(waits.numbers()) == [1, 2, 3], 30, "its messages")
+        wait_until(lambda: get(hub, "/ready")[0] == 200, 30, "readiness")
+        assert samples(get(hub, "/metrics")[1])['fedbus_consumer_stuck_seconds{consumer="unwilling"}'] == 0
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_retry_now_and_then_does_not_make_the_hub_less_ready(bus, shape):
+    waits, enabled = unwilling(shape, Retry(after=0.01))
+    with bus.publisher(KOJI) as koji, running(bus, enabled, stuck_after=3600.0, stuck_failures=3) as hub:
+        wait_until(lambda: not hub.reasons(), 30, "readiness")
+        publish(koji, 1, 1)
+        wait_until(lambda: waits.calls >= 10, 30, "ten calls")
+        assert not any("in vain" in one or "calls failed" in one for one in hub.reasons())
+        waits.willing.set()
+        wait_until(lambda: waits.numbers() == [1], 30, "the message")
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_consumer_whose_calls_all_fail_makes_the_hub_not_ready_until_one_does_not(bus, shape):
+    fails, enabled = unwilling(shape, RuntimeError("boom"), attempts=2)
+    with bus.publisher(KOJI) as koji, running(bus, enabled, stuck_failures=5) as hub:
+        wait_until(lambda: not hub.reasons(), 30, "readiness")
+        publish(koji, 1, 2)
+        wait_until(lambda: hub.deliveries[0].stats.gave_up == 2, 30, "two dead letters")
+        assert not any("calls failed" in one for one in hub.reasons()), "four are not five"
+        publish(koji, 3, 3)
+        wait_until(lambda: hub.deliveries[0].stats.gave_up == 3, 30, "the third")
+        (reason,) = wait_until(lambda: [one for one in hub.reasons() if "calls failed" in one], 30, "the reason")
+        assert reason.startswith("consumer unwilling: its last 6 calls failed, since 2")
+        assert "RuntimeError: boom" in reason
+        fails.willing.set()
+        publish(koji, 4, 4)
+        wait_until(lambda: fails.numbers() == [4] and not hub.reasons(), 30, "readiness")
 
 
 def test_retry_brings_the_same_message_again_and_then_the_next(bus):
