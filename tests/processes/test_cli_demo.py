@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -78,8 +79,8 @@ def test_the_commands_that_it_prints_work_in_a_second_terminal(demo, place, spaw
     watching.wait_for("git push.receive")
     sent = subprocess.run(["sh", "-c", publish], capture_output=True, text=True, check=False, timeout=60)
     assert sent.returncode == 0, sent.stderr
-    running.wait_for("text=hello")
-    watching.wait_for("text=hello")
+    running.wait_for("text=hello", PATIENCE)
+    watching.wait_for("text=hello", PATIENCE)
     checked = subprocess.run(["sh", "-c", f"{check} keys"], capture_output=True, text=True, check=False, timeout=60)
     assert checked.returncode == 0, checked.stderr
     watching.send(signal.SIGKILL)
@@ -168,3 +169,22 @@ def test_completion_without_a_configuration_is_silent(fedbus, tmp_path):
     environment = {"_FEDBUS_COMPLETE": "bash_complete", "COMP_WORDS": "fedbus publish --as ", "COMP_CWORD": "3"}
     done = fedbus(environment=environment, config=tmp_path / "nothing")
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "", "")
+
+
+COMPLETES = {
+    "bash": """source <(fedbus completion bash)
+        COMP_WORDS=(fedbus pu) COMP_CWORD=1; _fedbus_completion fedbus; printf '%s\\n' "${COMPREPLY[@]}" """,
+    "fish": "fedbus completion fish | source; complete -C 'fedbus pu'",
+}
+
+
+@pytest.mark.parametrize("shell", COMPLETES)
+def test_a_shell_that_has_read_the_script_completes(shell, tmp_path):
+    need_program(shell)
+    (tmp_path / "fedbus").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m fedbus.cli "$@"\n')
+    (tmp_path / "fedbus").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+    done = subprocess.run(
+        [shell, "-c", COMPLETES[shell]], env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert [line.split("\t")[0] for line in done.stdout.splitlines()] == ["publish"], done.stderr
