@@ -25,7 +25,7 @@ from fedbus.transport.endpoint import Endpoint
 from fedbus.transport.foreign import ForeignStream
 from fedbus.transport.names import Names
 from fedbus.transport.refusals import RefusalLog
-from fedbus.transport.zap import HandshakeWatch, explain
+from fedbus.transport.zap import HandshakeLog, HandshakeWatch, explain
 from fedbus.trust.expiry import stamp
 from fedbus.trust.verifier import SKEW
 
@@ -106,7 +106,7 @@ class FedmsgFeed:
         self._names = names or Names(clock)
         self._ours = ours
         self._refusals = RefusalLog(log)
-        self._handshakes = RefusalLog(log, "no connection to")
+        self._handshakes = HandshakeLog(log)
         # One descriptor for hundreds of sockets. Those of libzmq tell of changes only, so a socket that has not been
         # read to its end stays in `_open`.
         self._epoll = select.epoll()
@@ -304,10 +304,11 @@ class FedmsgFeed:
         for one in stream.watch.take():
             if one.fault is None:
                 stream.failures, stream.again_at = 0, float("inf")
+                self._handshakes.succeeded(stream.endpoint)
                 continue
             faults = stream.stats.faults
             faults[one.fault.value] = faults.get(one.fault.value, 0) + 1
-            self._handshakes.refused(f"endpoint {stream.endpoint}", one.fault, explain(one.fault, False), now)
+            self._handshakes.failed(stream.endpoint, one, explain(one.fault, False), now)
             if one.final:
                 stream.again_at = now + min(30.0, 2.0 ** min(stream.failures, 5))
                 stream.failures += 1

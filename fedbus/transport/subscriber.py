@@ -37,7 +37,7 @@ from fedbus.transport.options import SubscriberOptions
 from fedbus.transport.reader import Ready, StreamReader
 from fedbus.transport.refusals import RefusalLog
 from fedbus.transport.state import Loss, Mode, Since
-from fedbus.transport.zap import Handshake, HandshakeWatch, explain
+from fedbus.transport.zap import Handshake, HandshakeLog, HandshakeWatch, explain
 from fedbus.trust.curve import CurvePair
 from fedbus.trust.verifier import Verifier
 from fedbus.wire import beat as beats
@@ -122,7 +122,7 @@ class Subscriber:
         self._frame_bytes = 8 * limits.message_bytes + 2**20  # beyond it libzmq drops the connection
         self._prefix = ".".join(common_prefix(self.filters))
         self._refusals = RefusalLog(log)
-        self._handshake_log = RefusalLog(log, "no connection to")
+        self._handshake_log = HandshakeLog(log)
         self._ready: deque[Ready] = deque()
         self._open_foreign = foreign
         self._foreign: ForeignFeed | None = None
@@ -140,6 +140,7 @@ class Subscriber:
         self._committed: Cursor = {}
         self._commit_failures = 0  # in a row, in passing
         self._commit_at = clock.monotonic() + options.commit_interval
+        self.turned_at = clock.monotonic()  # of the last look at the sockets, for whoever watches over the thread
         self._stopped = False
         self._closed = False
         self._closing = threading.RLock()  # reentrant: a signal handler may stop what is being closed
@@ -499,6 +500,7 @@ class Subscriber:
         """Take in what the sockets have, do what is due; return whether there may be more right away."""
         if self._pid != os.getpid():
             raise ForkedError("the subscriber was opened before a fork; open a Bus and subscribe in the child")
+        self.turned_at = now
         more = self._drain_live(now)
         if self._foreign is not None:
             found, waiting = self._foreign.drain(now)
@@ -637,10 +639,11 @@ class Subscriber:
         name = link.endpoint.name
         if one.fault is None:
             self._shaken.pop(name, None)
+            self._handshake_log.succeeded(name)
             return
         for faults in (self.stats.link_faults, link.reader.stats.link_faults):
             faults[one.fault.value] = faults.get(one.fault.value, 0) + 1
-        self._handshake_log.refused(f"endpoint {name}", one.fault, explain(one.fault, bool(link.endpoint.curve)), now)
+        self._handshake_log.failed(name, one, explain(one.fault, bool(link.endpoint.curve)), now)
         if one.final:
             shaken = self._shaken.setdefault(name, _Shaken())
             least, most = _SHAKE_SECONDS

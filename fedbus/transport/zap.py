@@ -61,6 +61,8 @@ _MAPPED = re.compile(r"^tcp://\[::ffff:([0-9.]+)\]")  # how a socket for both fa
 _EVENTS_A_TURN = 1000
 _BANS = 10_000
 _UNCLEAR_SECONDS = 1.0
+_LEFT_AGAIN_SECONDS = 120.0  # one that always leaves is tried again after 30 s, and has 20 s for its handshake
+_MOST_LEFT = 10_000  # endpoints
 _WINDOW_SECONDS = 10.0
 _FRAMES_FOR_EACH = 10  # subscriptions and their ends in one window, for each that a connection may hold
 
@@ -512,6 +514,38 @@ class HandshakeWatch:
         """Stop watching; the socket must be open still."""
         self._socket.disable_monitor()
         self._monitor.close(0)
+
+
+class HandshakeLog:
+    """Says why endpoints cannot be heard; belongs to the thread that connects to them.
+
+    A peer that goes away in the middle of a handshake without a word is ordinary life: a program that publishes one
+    message ends while others are still connecting to it. Only when that happens again, and no handshake has succeeded
+    meanwhile, it is worth a warning. What names its reason is told at once.
+    """
+
+    def __init__(self, log: logging.Logger) -> None:
+        self._log = log
+        self._refusals = RefusalLog(log, "no connection to")
+        self._left_at: dict[str, float] = {}  # when an endpoint last left like that, since it was last connected
+
+    def succeeded(self, endpoint: str) -> None:
+        """Note that a handshake with *endpoint* has succeeded."""
+        self._left_at.pop(endpoint, None)
+
+    def failed(self, endpoint: str, one: Handshake, text: str, now: float) -> None:
+        """Note the failed handshake *one* at the monotonic time *now*; *text* says what to do."""
+        fault = one.fault
+        assert fault is not None
+        if fault is LinkFault.HANDSHAKE and not one.final:
+            before = self._left_at.get(endpoint, float("-inf"))
+            if len(self._left_at) > _MOST_LEFT:
+                self._left_at.clear()
+            self._left_at[endpoint] = now
+            if now - before > _LEFT_AGAIN_SECONDS:
+                self._log.debug("endpoint %s went away in the middle of a handshake", endpoint)
+                return
+        self._refusals.refused(f"endpoint {endpoint}", fault, text, now)
 
 
 def probe(
