@@ -46,7 +46,7 @@ def test_a_relay_goes_on_when_nobody_reads_its_log_any_more(
         break_configuration(relayed, number)
         running.send(signal.SIGHUP)
     (relayed / "90-wrong.yaml").unlink()  # it is wrong for those who start now, too
-    done = fedbus("publish", "package.build.start", "{}", "--as", KOJI, "--json", config=relayed)
+    done = fedbus("publish", "package.build.start", "{}", "--as", KOJI, "--json", "--timeout", "50", config=relayed)
     assert done.returncode == 0 and "spooled" not in done.stdout
     assert running.code is None
     running.send(signal.SIGTERM)

@@ -26,7 +26,9 @@ from tests.support import wait_until
 
 HOOK = "git.host01"
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 60.0
+PATIENCE = 120.0
+# Two hundred processes that start beside each other take each other's time, and the relay's.
+CROWDED = 600.0
 
 
 @pytest.fixture
@@ -46,7 +48,7 @@ def relay(relayed: Path, spawn: Callable[..., Running]) -> Callable[..., Running
         environment = {"FEDBUS_FAILPOINTS": failpoints} if failpoints else None
         running = spawn("relay", *arguments, config=relayed, environment=environment)
         if ready:
-            running.wait_for("ready ")
+            running.wait_for("ready ", CROWDED)
         return running
 
     return start
@@ -87,7 +89,7 @@ class Crowd:
         }
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
         self._start(1, environment)
-        wait_until(lambda: self.ended() == 1, PATIENCE)
+        wait_until(lambda: self.ended() == 1, PATIENCE, "the end of the first")
         self._start(count - 1, environment)
 
     def _start(self, count: int, environment: dict[str, str]) -> None:
@@ -95,6 +97,7 @@ class Crowd:
         for number in range(first, first + count):
             body = json.dumps({"n": number})
             command = [*COMMAND, "publish", "ref.change", body, "--as", HOOK, "--json", "--quiet"]
+            command += ["--timeout", str(CROWDED)]  # until then the relay is waited for, if there is one
             self._processes[number] = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
             )
@@ -106,7 +109,7 @@ class Crowd:
         """Wait for all; each must have got a receipt."""
         found = {}
         for number, process in self._processes.items():
-            out, err = process.communicate(timeout=200)
+            out, err = process.communicate(timeout=CROWDED)
             assert process.returncode == 0, err.decode()
             found[number] = json.loads(out)
         return found
@@ -141,7 +144,6 @@ def check(receipts: dict[int, dict[str, Any]], messages: list[dict[str, Any]]) -
 # --- many at once --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.timeout(300)
 def test_two_hundred_publishers_at_once_lose_and_repeat_nothing(relayed, relay, crowd) -> None:
     relay()
     crowd.start(200)
@@ -150,7 +152,7 @@ def test_two_hundred_publishers_at_once_lose_and_repeat_nothing(relayed, relay, 
     check(receipts, stored(relayed))
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(3 * CROWDED)
 @pytest.mark.fault("F2")
 def test_two_hundred_publishers_at_once_and_a_relay_that_is_killed_again_and_again(relayed, relay, crowd) -> None:
     seed = random.randrange(2**32)
@@ -160,17 +162,16 @@ def test_two_hundred_publishers_at_once_and_a_relay_that_is_killed_again_and_aga
     crowd.start(200)
     while (done := crowd.ended()) < 180:
         goal = min(180, done + chance.randrange(5, 40))
-        wait_until(lambda goal=goal: crowd.ended() >= goal, PATIENCE)
+        wait_until(lambda goal=goal: crowd.ended() >= goal, CROWDED, f"the end of {goal}")
         running.send(signal.SIGKILL)
         running.wait()
         running = relay(ready=chance.random() < 0.5)
     receipts = crowd.receipts()
-    running.wait_for("ready ")
+    running.wait_for("ready ", PATIENCE)
     wait_until(lambda: not waiting(relayed), PATIENCE)
     check(receipts, stored(relayed))
 
 
-@pytest.mark.timeout(300)
 def test_without_a_relay_all_are_spooled_and_the_next_one_publishes_them_once(relayed, relay, crowd) -> None:
     crowd.start(60)
     receipts = crowd.receipts()
@@ -183,20 +184,22 @@ def test_without_a_relay_all_are_spooled_and_the_next_one_publishes_them_once(re
 
 # --- killed at the wrong moment ------------------------------------------------------------------------------------
 
-# prints "N SPOOLED" for each receipt that it was given
+# prints "N SPOOLED" for each receipt that it was given; rests after so many, until there is a file
 SAY = textwrap.dedent("""
-    import os, sys
+    import os, sys, time
     import fedbus
 
-    config, count = sys.argv[1:]
+    config, count = sys.argv[1:3]
+    rest, go_on = sys.argv[3:] or ("-1", "")
     with fedbus.Bus.open(config) as bus, bus.publisher("git.host01") as hook:
         for n in range(int(count)):
+            while n == int(rest) and not os.path.exists(go_on):
+                time.sleep(0.01)
             receipt = hook.publish("ref.change", {"n": n})
             os.write(1, f"{n} {int(receipt.spooled)}\\n".encode())
 """)
 
 
-@pytest.mark.timeout(200)
 @pytest.mark.fault("F2")
 @pytest.mark.fault("F3")
 @pytest.mark.parametrize(
@@ -218,7 +221,7 @@ def test_a_relay_killed_wherever_publishes_each_message_once_and_in_order(
 
     def publish(count: int) -> None:
         publisher = spawn("-c", SAY, relayed, str(count), command=(sys.executable,))
-        assert publisher.wait() == 0, publisher.err
+        assert publisher.wait(PATIENCE) == 0, publisher.err
 
     if from_spool:
         (relayed / "40-publisher.yaml").write_text("publisher: {batch_messages: 7}\n")
@@ -279,15 +282,18 @@ def test_a_disk_that_refuses_the_spool_or_the_journal_is_an_error_with_code_1(re
 
 
 @pytest.mark.fault("F20")
-def test_term_in_a_burst_answers_for_what_was_taken_and_ends_with_0(relayed, relay, spawn) -> None:
+def test_term_in_a_burst_answers_for_what_was_taken_and_ends_with_0(relayed, relay, spawn, tmp_path) -> None:
     running = relay()
-    publisher = spawn("-c", SAY, relayed, "400", command=(sys.executable,))
+    # the last ones come when the relay has ended, however quick the others were
+    go_on = tmp_path / "go-on"
+    publisher = spawn("-c", SAY, relayed, "400", "390", go_on, command=(sys.executable,))
     publisher.wait_for("100 0")
     for _ in range(20):
         running.send(signal.SIGTERM)
-    assert running.wait() == 0
+    assert running.wait(PATIENCE) == 0
     assert "Traceback" not in running.err
-    assert publisher.wait() == 0, publisher.err
+    go_on.touch()
+    assert publisher.wait(PATIENCE) == 0, publisher.err
     said = [line.split() for line in publisher.out.splitlines()]
     assert [int(number) for number, _ in said] == list(range(400))
     spooled = sum(int(one) for _, one in said)
@@ -305,9 +311,9 @@ def test_a_second_term_ends_it_at_once(relayed, relay, fedbus, tmp_path) -> None
     (relayed / "40-relay.yaml").chmod(0o600)
     go_on = tmp_path / "go-on"
     running = relay(failpoints=f"journal.write.before=stall:{go_on}@2")
-    publish = ("publish", "ref.change", "{}", "--as", HOOK, "--timeout", "1")
+    publish = ("publish", "ref.change", "{}", "--as", HOOK)
     assert fedbus(*publish).returncode == 0
-    done = fedbus(*publish, "--json")
+    done = fedbus(*publish, "--json", "--timeout", "1")
     assert json.loads(done.stdout)["spooled"] is True
     assert "spooled" in done.stderr
     running.send(signal.SIGTERM)
@@ -318,7 +324,7 @@ def test_a_second_term_ends_it_at_once(relayed, relay, fedbus, tmp_path) -> None
             running.send(signal.SIGTERM)
         return running.code is not None
 
-    wait_until(again, 20)
+    wait_until(again, PATIENCE, "the end of the relay")
     assert running.code == 128 + signal.SIGTERM
     assert "Traceback" not in running.err
     relay()
@@ -340,7 +346,7 @@ def test_a_storm_of_hup_and_closed_standard_streams_do_not_stop_it(relayed, spaw
         running.send(signal.SIGHUP)
         seen = len(publisher.out)
         wait_until(lambda seen=seen: len(publisher.out) > seen or publisher.code is not None, PATIENCE)
-    assert publisher.wait() == 0, publisher.err
+    assert publisher.wait(PATIENCE) == 0, publisher.err
     assert all(line.endswith(" 0") for line in publisher.out.splitlines())
     running.send(signal.SIGTERM)
     assert running.wait() == 0
@@ -349,7 +355,7 @@ def test_a_storm_of_hup_and_closed_standard_streams_do_not_stop_it(relayed, spaw
 
 def pages(port: int, path: str) -> tuple[int, str]:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=PATIENCE) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
@@ -362,7 +368,7 @@ def test_endpoints_and_rules_are_taken_up_while_it_runs_and_a_bad_configuration_
     port = free_ports(1)[0]
     running = relay("--http", f"127.0.0.1:{port}")
     assert pages(port, "/live")[0] == 200
-    assert json.loads(pages(port, "/ready")[1]) == {"ready": True, "reasons": []}
+    wait_until(lambda: json.loads(pages(port, "/ready")[1]) == {"ready": True, "reasons": []}, PATIENCE, "readiness")
     endpoints = relayed / "20-endpoints.yaml"
     whole = endpoints.read_text()
 
@@ -381,10 +387,9 @@ def test_endpoints_and_rules_are_taken_up_while_it_runs_and_a_bad_configuration_
     running.wait_for("endpoints added: 1, removed: 0, moved: 0")
     running.wait_for("endpoint bodhi.web01 is open")
     for name in ("bodhi.web01", HOOK):
-        done = fedbus("publish", "ref.change", "{}", "--as", name, "--json")
+        done = fedbus("publish", "ref.change", "{}", "--as", name, "--json", "--timeout", "60")
         assert "spooled" not in json.loads(done.stdout), done
-    status, text = pages(port, "/metrics")
-    assert status == 200
+    assert pages(port, "/metrics")[0] == 200
     for line in (
         'fedbus_relay_accepted_total{endpoint="bodhi.web01"} 1',
         f'fedbus_relay_accepted_total{{endpoint="{HOOK}"}} 1',
@@ -392,7 +397,7 @@ def test_endpoints_and_rules_are_taken_up_while_it_runs_and_a_bad_configuration_
         "fedbus_relay_ready 1",
         f'fedbus_publisher_published_total{{endpoint="{HOOK}"}} 1',
     ):
-        assert line in text.splitlines()
+        wait_until(lambda line=line: line in pages(port, "/metrics")[1].splitlines(), PATIENCE, line)
     change(whole)
     running.wait_for("endpoints added: 0, removed: 1, moved: 0")
     with Bus.open(relayed) as bus, bus.publisher("bodhi.web01") as bodhi:
@@ -526,7 +531,6 @@ WEB = textwrap.dedent("""
 """)
 
 
-@pytest.mark.timeout(200)
 @pytest.mark.parametrize("killed", [False, True], ids=["a relay that stays", "a relay that is killed"])
 def test_the_workers_of_a_web_server_publish_as_one_endpoint(relayed, relay, spawn, killed: bool) -> None:
     running = relay()
