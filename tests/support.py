@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
@@ -40,6 +43,20 @@ def wait_until(condition: Callable[[], T], timeout: float = 60.0, what: str = "t
         if time.monotonic() > deadline:
             raise AssertionError(f"{what} did not come true within {timeout} s")
         time.sleep(0.005)
+
+
+@contextlib.contextmanager
+def open_folder(prefix: str) -> Iterator[Path]:
+    """A new folder for a server that runs as somebody else, or that listens there; it goes with all that is in it.
+
+    Not below pytest's own: these are for its user alone, and the path of a Unix socket may have 107 bytes.
+    """
+    parent = "/tmp" if os.access("/tmp", os.W_OK) else None  # what TMPDIR says may be long, or private
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def open_parcel(parcel: Parcel, signer: str, limits: Limits) -> tuple[list[Message], list[WireError]]:

@@ -105,7 +105,8 @@ class Session(Handshake):
         parts = [asyncio.create_task(part) for part in (self._read(), self._write(), self._keep())]
         try:
             done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
-            for part in done:
+            # what the server gave as its reason says more than that writing has failed
+            for part in sorted(done, key=lambda one: not isinstance(one.exception(), Ended)):
                 part.result()
         finally:
             for part in parts:
@@ -203,11 +204,28 @@ class Session(Handshake):
             raise ConnectionResetError("the connection is closed")
         writer.write(data)
         self.home.spend()
+        if writer.is_closing():
+            self._hear_out()
         try:
             async with asyncio.timeout(_SEND_SECONDS):
                 await writer.drain()
         except TimeoutError:
             raise Ended("lost", f"the server took nothing for {_SEND_SECONDS:.0f} s") from None
+
+    def _hear_out(self) -> None:
+        """A write has failed: look whether the server has said why it hung up.
+
+        Raises:
+            Ended: It has.
+        """
+        for line in self.connection.unread().split(b"\n"):
+            if line.startswith((b"ERROR ", b":")):
+                try:
+                    message = TaggedMessage.parse(line + b"\n", encoding=self.encoding)
+                except Exception:
+                    continue  # a piece of a line
+                if message.command == "ERROR" and message.params:
+                    raise Ended(cause_of(message.params[0]), words(message))
 
     def room(self, target: str, command: str) -> int:
         """Return how many bytes of text a line to *target* may have, so that others get it whole."""
@@ -232,6 +250,7 @@ class Session(Handshake):
                         hit("irc.send")
                     await self.rawmsg(command, channel.name, line)
                     said = True
+                    await asyncio.sleep(0)  # so that what the server says is heard between two lines of a burst
             except BaseException:
                 if entry is not None and not said:
                     self.home.give_back(channel, entry)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 from typing import Any
 
@@ -38,6 +39,18 @@ class Wire(Connection):  # type: ignore[misc]  # pydle has no types
             more = {"happy_eyeballs_delay": 0.25}
         self.reader, self.writer = await asyncio.open_connection(options.server, options.port, limit=READ_BYTES, **more)
         self.writer.transport.set_write_buffer_limits(high=4096)
+
+    def unread(self) -> bytes:
+        """Return what has come in and was not read yet, once a write has failed and until the loop closes the socket.
+
+        A server that ends us says why and hangs up, however much we are saying. With TLS there is nothing to be had.
+        """
+        if self.tls or self.writer is None:
+            return b""
+        try:
+            return os.read(self.writer.get_extra_info("socket").fileno(), READ_BYTES)
+        except OSError:
+            return b""
 
     def create_tls_context(self) -> ssl.SSLContext:
         """Verify the server's certificate and name, always; TLS 1.2 at least."""

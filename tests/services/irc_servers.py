@@ -10,7 +10,6 @@ import signal
 import socket
 import ssl
 import subprocess
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,9 +22,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from fedbus.config.init import free_ports
-from tests.support import need_program, wait_until
+from tests.support import need_program, open_folder, wait_until
 
-PATIENCE = 45.0
+PATIENCE = 90.0
 OPERATOR = ("oper", "operpass")
 
 
@@ -89,8 +88,7 @@ class Authority:
 @contextlib.contextmanager
 def folder_of_servers() -> Iterator[Path]:
     """A folder that servers may enter and write, whoever they run as; pytest's own are for its user alone."""
-    with tempfile.TemporaryDirectory(prefix="fedbus-irc-") as name:
-        folder = Path(name)
+    with open_folder("fedbus-irc-") as folder:
         give_away(folder)
         yield folder
 
@@ -452,6 +450,16 @@ class Inspircd(Server):
                     folder=self._atheme_folder,
                 )
             )
+
+    def start(self) -> None:
+        super().start()
+        if self._atheme:
+            # whoever asks the server itself again and again whether they are there is ended for saying too much
+            wait_until(self._linked, PATIENCE, "the services")
+
+    def _linked(self) -> bool:
+        path = self._atheme_folder / "atheme.log"
+        return path.exists() and "finished synching with uplink" in path.read_text("utf-8", "replace")
 
     def commands(self) -> list[list[str]]:
         inspircd = [self._program, "--nofork", "--nopid", "--config", str(self.folder / "inspircd.conf")]

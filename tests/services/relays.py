@@ -17,7 +17,7 @@ from tests.services.irc_servers import Authority, Client, Inspircd, Ngircd, Serv
 from tests.support import wait_until
 
 ROOT = "org.x.dev"
-PATIENCE = 45.0
+PATIENCE = 90.0
 QUICK: dict[str, Any] = {
     "server": "127.0.0.1",
     "tls": False,

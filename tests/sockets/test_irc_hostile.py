@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import socket
+import struct
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -15,6 +17,8 @@ import pytest
 from fedbus_consumers.irc import IrcRelay
 from fedbus_consumers.irc_parts import session
 from fedbus_consumers.irc_parts.network import Network
+from fedbus_consumers.irc_parts.settings import NetworkOptions
+from fedbus_consumers.irc_parts.wire import Ended, Wire
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -131,6 +135,29 @@ def test_what_is_no_irc_server_is_left_and_tried_again_after_a_pause(
         assert len(network.channels[0].backlog) == 1
         assert server.accepted >= 2
     assert "Traceback" not in caplog.text
+
+
+@pytest.mark.fault("F19")
+def test_why_a_server_hung_up_in_the_middle_of_our_lines_is_heard_though_writing_failed_first() -> None:
+    async def write_into_what_is_over(server: socket.socket) -> None:
+        wanted = {"server": "127.0.0.1", "port": server.getsockname()[1], "tls": False, "nick": "bot", "channels": {}}
+        options = NetworkOptions("false", wanted, "")
+        one = session.Session(Network(options))
+        one.encoding, one.connection = "utf-8", Wire(options)
+        await one.connection.connect()
+        try:
+            peer, _ = server.accept()
+            peer.sendall(b":s NOTICE * :slower\r\nERROR :Closing link: (Excess Flood)\r\n")
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset, as of unread lines
+            peer.close()
+            while True:  # the loop, which would read, has no turn in between
+                await one._send("PRIVMSG #a :one more\r\n")
+        finally:
+            one.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as server, pytest.raises(Ended, match="Excess Flood") as caught:
+        asyncio.run(write_into_what_is_over(server))
+    assert caught.value.cause == "flood"
 
 
 @pytest.mark.badinput("B50")

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import os
 import pwd
-import shutil
 import signal
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.support import need_program, wait_until
+from tests.support import need_program, open_folder, wait_until
 
 FOLDERS = tuple(f"/usr/lib/postgresql/{version}/bin" for version in range(19, 12, -1))
 USER = "fedbus"
-PATIENCE = 60.0
+PATIENCE = 120.0
 
 
 class Server:
@@ -98,13 +96,9 @@ def _exists(name: str) -> bool:
 @contextmanager
 def server() -> Iterator[Server]:
     """A server, not started yet, whose folder goes with it."""
-    # not below pytest's folder: the path of a socket may have 107 bytes, and others may not look into that
-    folder = Path(tempfile.mkdtemp(prefix="fedbus-pg-"))
-    one = None
-    try:
+    with open_folder("fedbus-pg-") as folder:
         one = Server(folder)
-        yield one
-    finally:
-        if one is not None:
+        try:
+            yield one
+        finally:
             one.stop()
-        shutil.rmtree(folder, ignore_errors=True)
