@@ -124,13 +124,14 @@ class Desktop(Consumer):
         self._thread: threading.Thread | None = None
         self._server: _Server | None = None
         self._connecting = asyncio.Lock()
+        self._telling = asyncio.Lock()
 
     def start(self) -> None:
         """Begin; whether there is a desktop is found out with the first message."""
         self._rules = self._read_rules()
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
-            self._connecting = asyncio.Lock()
+            self._connecting, self._telling = asyncio.Lock(), asyncio.Lock()
             self._thread = threading.Thread(target=self._loop.run_forever, name="desktop", daemon=True)
             self._thread.start()
 
@@ -234,22 +235,23 @@ class Desktop(Consumer):
 
     async def _tell_held(self) -> None:
         """Show how many were held back, together with those of the last such notification if it is still there."""
-        if not self._held:
-            return
-        held, self._held = self._held, collections.Counter()
-        try:
-            server = await self._connected()
-            self._pace.take(time.monotonic())
-            self._told += held
-            rule = Rule((), True, _URGENCIES["low"], self.icon, self._expire)
-            self._told_by = await self._call(server.notify(summary_of(self._told), rule, replaces=self._told_by))
-        except Retry as retry:
-            self._on_closed(self._told_by)
-            self._held += held
-            log.info("%d notifications wait: %s", self._held.total(), retry.reason)
-            if self._timer is None and not self._ending:
-                assert self._loop is not None
-                self._timer = self._loop.call_later(_PAUSES[1], self._on_timer)
+        async with self._telling:  # what is to be replaced is known when the last call was answered
+            if not self._held:
+                return
+            held, self._held = self._held, collections.Counter()
+            try:
+                server = await self._connected()
+                self._pace.take(time.monotonic())
+                self._told += held
+                rule = Rule((), True, _URGENCIES["low"], self.icon, self._expire)
+                self._told_by = await self._call(server.notify(summary_of(self._told), rule, replaces=self._told_by))
+            except Retry as retry:
+                self._on_closed(self._told_by)
+                self._held += held
+                log.info("%d notifications wait: %s", self._held.total(), retry.reason)
+                if self._timer is None and not self._ending:
+                    assert self._loop is not None
+                    self._timer = self._loop.call_later(_PAUSES[1], self._on_timer)
 
     def _on_closed(self, number: int) -> None:
         if number == self._told_by:

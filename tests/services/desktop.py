@@ -39,7 +39,7 @@ _DUNST = """\
 [urgency_critical]
     timeout = 103
 """
-_PATIENCE = 30.0
+_PATIENCE = 60.0
 
 
 class Desktop:
@@ -75,7 +75,9 @@ class Desktop:
             self._start("Xvfb", "-displayfd", str(writer), "-screen", "0", "640x480x24", "-nolisten", "tcp", fd=writer)
             os.close(writer)
             with os.fdopen(reader, encoding="ascii") as file:
-                self.environment["DISPLAY"] = f":{file.readline().strip()}"
+                number = file.readline().strip()
+            assert number, f"Xvfb has ended: {(self.folder / 'Xvfb.log').read_text()}"
+            self.environment["DISPLAY"] = f":{number}"
         (self.folder / "dunstrc").write_text(_DUNST.format(markup=markup))
         self._start("dunst", "-config", str(self.folder / "dunstrc"))
         wait_until(lambda: self._control("count", check=False).returncode == 0, _PATIENCE, "the notification server")
