@@ -141,7 +141,12 @@ def _complete_when(context: click.Context, parameter: click.Parameter, begun: st
 @click.option("--exclude", multiple=True, metavar="REGEX", help="Not what one of these fits.")
 @click.option("-H", "--highlight", multiple=True, metavar="REGEX", help="Let it stand out in colour, like --include.")
 @click.option("--count", type=click.IntRange(1), metavar="N", help="End after N messages.")
-@click.option("--idle-exit", type=click.FloatRange(0.0), metavar="S", help="End when nothing came for S seconds.")
+@click.option(
+    "--idle-exit",
+    type=click.FloatRange(0.0),
+    metavar="S",
+    help="End when everything there is was shown and nothing came for S seconds.",
+)
 @click.option("--no-follow", is_flag=True, help="End once everything there is now was shown.")
 @click.option(
     "--timeout",

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from fedbus.model.message import Message
     from fedbus.transport.subscriber import Subscriber
 
-_LOOK_SECONDS = 0.1  # how often the ends of --no-follow and --timeout are looked at
+_LOOK_SECONDS = 0.1  # how often the ends of --no-follow, --idle-exit and --timeout are looked at
 _HANGUP_SECONDS = 0.5  # at most, from a SIGHUP to what it asks for
 _MARK_SECONDS = 1.0  # between two looks at what is to be told of streams
 _COLOURS = {"lost": "31", "refused": "31", "gap": "33", "duplicate": "33"}
@@ -243,10 +243,11 @@ class Loop:
             now = time.monotonic()
             if not self._follower.look(now):
                 self._stop.signal = signal.SIGHUP
-            if messages:
+            # what has to be asked for may take longer to come than somebody who is up to date wants to wait
+            if messages or not subscriber.caught_up:
                 heard = now
-                if self._show(messages):
-                    return
+            if messages and self._show(messages):
+                return
             output.tick(now)
             self._marks.look(subscriber, now)
             if self._cursor_file is not None:
@@ -270,7 +271,7 @@ class Loop:
             return _LOOK_SECONDS
         now = time.monotonic()
         wait = min(_HANGUP_SECONDS, self._output.patience(now))
-        return wait if ends.idle_exit is None else min(wait, max(0.0, heard + ends.idle_exit - now))
+        return wait if ends.idle_exit is None else min(wait, max(_LOOK_SECONDS, heard + ends.idle_exit - now))
 
     def _show(self, messages: list[Message], *, chosen: bool = False) -> bool:
         """Show those that are wanted; return True when the count is reached."""
