@@ -16,6 +16,25 @@ class Clock(Protocol):
         """Seconds since 1970-01-01T00:00:00Z; may jump."""
 
 
+_TOGETHER_SECONDS = 0.0002  # that two readings may be apart
+_READINGS = 20
+
+
+def both(clock: Clock) -> tuple[float, float]:
+    """Return monotonic and wall time of one and the same moment.
+
+    Between two readings another program may have its turn. So they are read again when they lie too far apart; on a
+    machine so busy that this does not help, the monotonic time is the later one.
+    """
+    for _ in range(_READINGS):
+        before = clock.monotonic()
+        wall = clock.wall()
+        after = clock.monotonic()
+        if after - before < _TOGETHER_SECONDS:
+            break
+    return after, wall
+
+
 class SystemClock:
     """The clock of this machine."""
 

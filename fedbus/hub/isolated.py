@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 _LOAD_SECONDS = 60.0  # to import the consumer and all that it needs
 _STOP_SECONDS = 5.0
+_END_SECONDS = 5.0  # from when it has closed the connection until its exit code is there
 _PIECE_SECONDS = 10.0  # for a part of what is sent or received, once it has begun
 _LOOK_SECONDS = 0.05  # between two looks at the memory of a call that lasts
 _IDLE_LOOK_SECONDS = 0.1
@@ -306,7 +307,7 @@ class Isolated(Consumer):
         code = None
         if process is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                code = process.wait(1.0)
+                code = process.wait(_END_SECONDS)
         self._end()
         if code is None:
             return "its process has closed the connection"

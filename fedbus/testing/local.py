@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 ENDPOINT = "test.host01"
 _PATIENCE = 30.0  # seconds, for whatever happens soon
 _LOOK_SECONDS = 0.005
+_EARLIER_SECONDS = 0.002
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +191,8 @@ class LocalBus:
         enabled = [one if isinstance(one, Enabled) else enable(one) for one in consumers]
         for one in enabled:
             self._listen(one.consumer)
+        # "now" counts in milliseconds: what was published before belongs into an earlier one
+        threading.Event().wait(_EARLIER_SECONDS)
         hub = self.bus.hub(enabled)
         ready = threading.Event()
         self.hub, self._exit_code, self._failure = hub, None, None

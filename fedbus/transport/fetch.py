@@ -13,7 +13,7 @@ from typing import Any
 
 import zmq
 
-from fedbus.clock import Clock
+from fedbus.clock import Clock, both
 from fedbus.errors import FedbusError, JournalError, Reason, Refused, WireError
 from fedbus.model.stream import StreamHome
 from fedbus.model.topic import TopicFilter
@@ -225,8 +225,8 @@ class Fetcher:
         first, link.connected = not link.connected, True
         if reader.joins_by_age and (first or kind is replay.Kind.BEAT):
             if not first:
-                moment = self._clock.monotonic()
-                reader.compare_clocks(beats.decode(payload), link.asked_at, moment, self._clock.wall())
+                moment, wall = both(self._clock)
+                reader.compare_clocks(beats.decode(payload), link.asked_at, moment, wall)
             # else: the request may have waited for the endpoint to come up, so it says nothing about its clock
             self._start(link, now)
             return

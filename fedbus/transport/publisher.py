@@ -757,19 +757,20 @@ class Publisher:
                 self.stats.unsent += 1
         if ARMED:
             hit("publisher.sent")
-        for pending in batch.messages:
-            pending.done = True
-            if pending._lock is not None:
-                pending._lock.release()
-        if ARMED:
-            hit("publisher.receipt")
         self._recent.newer.update(batch.topics)
+        # counted before the receipts: who has one finds its message counted
         stats = self.stats
         stats.published += len(batch.messages)
         stats.bytes += weight
         stats.batches += 1
         stats.parcels += len(batch.parcels)
         stats.queued = len(self._queue)
+        for pending in batch.messages:
+            pending.done = True
+            if pending._lock is not None:
+                pending._lock.release()
+        if ARMED:
+            hit("publisher.receipt")
 
     def _until_next_beat(self) -> float:
         """Return the seconds until the next beat: an interval, less what makes it fall on a tick of the wall clock.

@@ -235,7 +235,9 @@ class StreamReader:
         # here says the same, so it is the journal that is asked.
         shorter = facts.head < self.accounted and (self.beat is None or facts.sent_at_ms > self.beat.facts.sent_at_ms)
         news = facts.epoch != self.epoch or facts.head > self.accounted or shorter
-        if not news and now - self._verified_beat_at < _BEAT_VERIFIED_EVERY:
+        # the first is verified in any case: one that came with an answer of the journal tells nothing of the skew
+        known = self.beat_at is not None and now - self._verified_beat_at < _BEAT_VERIFIED_EVERY
+        if known and not news:
             self.heard_at = self.beat_at = now
             return
         self._verify_beat(beat, now)

@@ -35,7 +35,7 @@ CONNECT_MS = 10_000  # left to itself, a kernel tries for two minutes, with a mi
 BACKLOG = 512
 ZAP_ADDRESS = "inproc://zeromq.zap.01"  # where libzmq asks who may connect: RFC 27
 _MONITOR_EVENTS = 65_536  # waiting to be read, of one socket; with more, new connections wait too
-_RELEASE_SECONDS = 0.5  # libzmq gives up an address some time after close() has returned, so a restart may be quicker
+_RELEASE_SECONDS = 2.0  # libzmq gives up an address some time after close() has returned, so a restart may be quicker
 
 
 BeforeBind = Callable[[zmq.Socket[bytes]], None]

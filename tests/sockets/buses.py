@@ -14,9 +14,10 @@ from fedbus import Bus, Message
 from fedbus.config.settings import Settings
 from fedbus.transport.asubscriber import AsyncSubscriber
 from fedbus.transport.subscriber import Subscriber
+from tests.support import wait_until
 
 KOJI, BODHI, GIT = "koji.build01", "bodhi.web01", "git.host01"
-PATIENCE = 30.0  # seconds, for whatever happens soon
+PATIENCE = 60.0  # seconds, for whatever happens soon, on a slow machine too
 
 
 def quick(folder: Path, **parts: dict[str, Any]) -> Settings:
@@ -78,9 +79,22 @@ async def atake(subscriber: AsyncSubscriber, count: int) -> list[Message]:
 
 
 def join(subscriber: Subscriber, *endpoints: str) -> None:
-    """Read until the streams of *endpoints* (all of them, if none is named) have been joined and read to the end."""
+    """Read until the streams of *endpoints* (all, if none is named), which run, have been joined and read to the end.
+
+    And until they are heard: a journal answers over another connection, perhaps before that of the live feed is there.
+    """
     readers = [one for one in subscriber.readers() if not endpoints or one.endpoint in endpoints]
-    assert take_until(subscriber, lambda: all(one.mode.value == "live" for one in readers)) == []
+
+    def joined() -> bool:
+        return all(one.mode.value == "live" and one.heard_at is not None for one in readers)
+
+    assert take_until(subscriber, joined) == []
+
+
+def next_millisecond() -> None:
+    """Wait until what was published lies in an earlier millisecond, with one to spare for how clocks are compared."""
+    before = int(time.time() * 1000)
+    wait_until(lambda: int(time.time() * 1000) > before + 1)
 
 
 def numbers(messages: list[Message]) -> list[int]:
@@ -96,6 +110,7 @@ __all__ = [
     "atake",
     "first",
     "join",
+    "next_millisecond",
     "numbers",
     "quick",
     "take",

@@ -93,13 +93,24 @@ class Forger:
         return take_until(subscriber, step, PATIENCE)
 
     def join(self, subscriber: Subscriber) -> None:
-        """Serve *subscriber* until it has joined and its subscription has come in."""
+        """Serve *subscriber* until it has joined and its subscriptions, to beats and to topics, have come in."""
         reader = next(one for one in subscriber.readers() if one.endpoint == self.publisher.who.name)
-        wait_until(lambda: self.pub.poll(0), PATIENCE)
+        found: set[bytes] = set()
+
+        def subscribed() -> bool:
+            while self.pub.poll(0):
+                found.add(self.pub.recv())
+            # beats, and all topics, or one topic and all below it
+            return len(found) == (3 if subscriber._prefix else 2)
+
+        wait_until(subscribed, PATIENCE, "the subscriptions")
         assert self.read(subscriber, lambda: reader.mode.value == "live") == []
 
     def catch_up(self, subscriber: Subscriber) -> list[Message]:
-        """Return what *subscriber* hands on until all that was said is accounted for."""
+        """Return what *subscriber* hands on until all that was said properly is accounted for.
+
+        What else was sent has been read by then if something said properly came behind it.
+        """
         reader = next(one for one in subscriber.readers() if one.endpoint == self.publisher.who.name)
         return self.read(subscriber, lambda: reader.accounted == self.publisher.head and reader.mode.value == "live")
 

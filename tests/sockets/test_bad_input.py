@@ -332,8 +332,6 @@ def beat_by_bodhi(forger: Forger, bus: Bus) -> bytes:
 def test_a_frame_that_proves_nothing_is_dropped_and_the_next_is_delivered(
     bus: Bus, forger: Forger, subscriber: Subscriber, losses: list[Loss], build: Make, reasons: set[Reason]
 ) -> None:
-    while forger.pub.poll(0):
-        forger.pub.recv()
     forger.say()
     forger.send(*build(forger, bus))
     forger.say()
@@ -351,7 +349,9 @@ def test_what_another_service_signs_about_our_topics_is_refused(
     bus: Bus, forger: Forger, subscriber: Subscriber, losses: list[Loss]
 ) -> None:
     with bus.publisher(BODHI) as bodhi:
-        join(subscriber, BODHI)
+        # the forger beats meanwhile: were it silent for long, it would be connected anew and not hear what is sent then
+        other = next(one for one in subscriber.readers() if one.endpoint == BODHI)
+        assert forger.read(subscriber, lambda: other.mode.value == "live" and other.heard_at is not None) == []
         forger.send(as_bodhi(forger, bus, BODHI))
         forger.say()
         assert sequences(forger.catch_up(subscriber)) == [1]
@@ -403,7 +403,8 @@ def test_copies_are_dropped_quietly(bus: Bus, forger: Forger, subscriber: Subscr
     frames = [frame for _ in range(5) for frame in forger.publisher.publish([START])]
     for frame in [*frames, *frames, frames[0], forger.publisher.beat(), *reversed(frames)]:
         forger.send(frame)
-    assert sequences(forger.catch_up(subscriber)) == [1, 2, 3, 4, 5]
+    forger.say()  # behind the copies, or they might not have been read yet
+    assert sequences(forger.catch_up(subscriber)) == [1, 2, 3, 4, 5, 6]
     assert sum(bus.verifier.rejections.values()) == 0
     reader = next(one for one in subscriber.readers() if one.endpoint == KOJI)
     assert reader.stats.duplicates == 11
@@ -559,7 +560,7 @@ def test_garbled_requests_disturb_nobody(bus: Bus) -> None:
             dealer.send(b'{"id":7,"budget":1000,"after":0}')
             kinds: Counter[int] = Counter()
             while not kinds[4]:
-                assert dealer.poll(10_000)
+                assert dealer.poll(60_000)
                 header, _ = dealer.recv_multipart()
                 kind, request_id = struct.unpack(">BI", header)
                 kinds[kind] += 1
@@ -582,11 +583,11 @@ def test_a_huge_subscription_drops_only_the_peer_that_sent_it(bus: Bus) -> None:
                 huge.subscribe(b"\x02")
                 huge.subscribe(b"x" * 100_000)
                 huge.connect(endpoint.publish)
-                assert monitor.poll(10_000), "the peer was not dropped"
+                assert monitor.poll(60_000), "the peer was not dropped"
                 huge.disable_monitor()
         for number in range(1, 21):
             koji.publish("build.start", {"n": number})
         assert sequences(take(subscriber, 20)) == list(range(1, 21))
         reader = next(one for one in subscriber.readers() if one.endpoint == KOJI)
         assert reader.stats.gaps == 0
-        wait_until(lambda: koji.stats.subscribers == 1, 10)
+        wait_until(lambda: koji.stats.subscribers == 1)
