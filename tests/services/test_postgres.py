@@ -19,7 +19,7 @@ from tests.unit.history.postgres_server import Server, server
 from tests.unit.history.press import Press
 from tests.unit.history.stores import Open, opener
 
-PATIENCE = 60.0
+PATIENCE = 120.0
 _NUMBERS = itertools.count(1)
 
 
@@ -90,7 +90,7 @@ def test_a_connection_that_was_ended_is_made_anew(postgres, open_it, press):
         store.write(messages[:2])
         with psycopg.connect(postgres.url, autocommit=True) as other:
             other.execute(
-                "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity "
+                "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity "
                 "WHERE application_name = 'fedbus history'"
             )
         with pytest.raises(HistoryUnavailable):
