@@ -12,7 +12,7 @@ FOE = "127.0.0.66"
 GREETING = b"\xff" + b"\0" * 8 + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + b"\0" * 32  # ZMTP 3.0, RFC 23
 
 
-def dial(address: str, source: str = FOE, timeout: float = 10.0) -> socket.socket:
+def dial(address: str, source: str = FOE, timeout: float = 30.0) -> socket.socket:
     """Return a TCP connection to *address* over which nothing was said yet."""
     parsed = Address.parse(address)
     if parsed.scheme == "ipc":
@@ -55,7 +55,7 @@ def shake(address: str, kind: bytes = b"SUB", source: str = FOE) -> socket.socke
         raise
 
 
-def ends(connection: socket.socket, timeout: float = 10.0) -> bool:
+def ends(connection: socket.socket, timeout: float = 60.0) -> bool:
     """Whether the other side ends *connection* within *timeout* seconds."""
     connection.settimeout(timeout)
     try:
@@ -95,7 +95,7 @@ class Flood:
 
     def stop(self) -> None:
         self._stop.set()
-        self._thread.join(30)
+        self._thread.join(60)
         assert not self._thread.is_alive()
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
-from buses import BODHI, KOJI, PATIENCE, atake, first, join, numbers, quick, take, take_until
+from buses import BODHI, KOJI, PATIENCE, atake, first, join, next_millisecond, numbers, quick, take, take_until
 from forger import identity
 
 from fedbus import Bus
@@ -30,6 +30,7 @@ from fedbus.errors import (
     QueueFull,
     Reason,
 )
+from fedbus.journal.journal import Journal
 from fedbus.transport.publisher import Publisher, Receipt
 from fedbus.transport.state import Loss
 from fedbus.transport.subscriber import Subscriber
@@ -160,12 +161,6 @@ def test_filters_choose_by_whole_fields(bus: Bus, filters: list[str], wanted: st
                     assert got == [name for name in wanted if said[name][0] == endpoint]
 
 
-def next_millisecond() -> None:
-    """Wait until what was published lies in an earlier millisecond, with one to spare for how clocks are compared."""
-    before = int(time.time() * 1000)
-    wait_until(lambda: int(time.time() * 1000) > before + 1)
-
-
 def accounted(subscriber: Subscriber, *publishers: Publisher) -> bool:
     heads = {one.endpoint.name: one.head for one in publishers}
     return all(one.accounted == heads[one.endpoint] for one in subscriber.readers() if one.endpoint in heads)
@@ -294,8 +289,11 @@ def test_an_iteration_that_was_left_goes_on_with_the_next_message(bus: Bus) -> N
                 found += numbers(await asyncio.wait_for(atake(subscriber, count), PATIENCE))
             return found + numbers(await subscriber.receive(PATIENCE))
 
-    with bus.publisher(KOJI) as koji:
-        say(koji, 1, 20)
+    # all in one batch: at the end of one, asking on says that its last message was worked on
+    before = ModelPublisher(bus.settings.journal_for(KOJI).directory, SystemClock(), identity(bus.settings, KOJI))
+    before.publish([f"org.example.dev.koji.{TOPIC}"] * 20)
+    before.journal.close()
+    with bus.publisher(KOJI):
         with bus.subscribe(since="beginning") as subscriber:
             found = [numbers(first(subscriber, count)) for count in (1, 5, 3, 1)]
             assert found == [[1], [2, 3, 4, 5, 6], [7, 8, 9], [10]]
@@ -490,18 +488,28 @@ def test_flush_and_close_return_when_all_is_journaled(bus: Bus) -> None:
         assert numbers(take(subscriber, 1000)) == list(range(1, 1001))
 
 
-def test_a_full_queue_and_a_late_receipt_are_told(open_bus: OpenBus) -> None:
-    bus = open_bus(publisher={"queue_messages": 5, "signatures_per_second": 0.5, "signature_burst": 1})
-    koji = bus.publisher(KOJI)
+def test_a_full_queue_and_a_late_receipt_are_told(open_bus: OpenBus, monkeypatch: pytest.MonkeyPatch) -> None:
+    append, begun, go_on = Journal.append, threading.Event(), threading.Event()
+
+    def slow(self: Journal, *arguments: Any, **named: Any) -> None:
+        begun.set()
+        assert go_on.wait(PATIENCE)
+        append(self, *arguments, **named)
+
+    monkeypatch.setattr(Journal, "append", slow)
+    koji = open_bus(publisher={"queue_messages": 5}).publisher(KOJI)
     try:
-        koji.publish(TOPIC, {"n": 1})
-        # the one signature there was is used up, and for two seconds there is no other
+        first = koji.enqueue(TOPIC, {"n": 1})
+        assert begun.wait(PATIENCE)
+        # the disk works on the first message, and the queue is for five
         waiting = [koji.enqueue(TOPIC, {"n": number}) for number in range(2, 7)]
         with pytest.raises(QueueFull, match="messages wait for the journal"):
             koji.enqueue(TOPIC, {"n": 7}, timeout=0.05)
-        with pytest.raises(DeadlineExceeded, match="may still be published"):
-            waiting[0].result(timeout=0.05)
+        for one in (first, waiting[0]):
+            with pytest.raises(DeadlineExceeded, match="may still be published"):
+                one.result(timeout=0.05)
     finally:
+        go_on.set()
         koji.close()
     assert koji.head == 6
 

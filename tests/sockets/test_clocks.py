@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from buses import KOJI, Bus, join, numbers, quick, take, take_until
+from buses import KOJI, PATIENCE, Bus, join, numbers, quick, take, take_until
 
 
 class OffClock:
@@ -43,4 +43,4 @@ def test_a_publisher_whose_clock_is_wrong_is_read_in_order_and_its_skew_is_told(
                     (reader,) = late.readers()
                     take_until(late, lambda one=reader, wanted=off: abs(one.stats.skew - wanted) < 60.0)
                     assert reader.silent_since is None
-        assert koji.publish("build.start", {"n": 6}, timeout=5.0).sequence == 7
+        assert koji.publish("build.start", {"n": 6}, timeout=PATIENCE).sequence == 7

@@ -36,6 +36,7 @@ def test_a_journal_put_back_from_an_older_copy_is_quarantined_until_the_right_on
     ):
         assert numbers(take(subscriber, 10)) == list(range(1, 11))
         assert subscriber.receive(0.0) == []  # asking for more says that these were worked on
+        subscriber.commit()
         reader = next(one for one in subscriber.readers() if one.endpoint == KOJI)
         shutil.copytree(journal, right)
         shutil.rmtree(journal)
