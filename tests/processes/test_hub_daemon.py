@@ -6,7 +6,6 @@ import json
 import signal
 import socket
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -110,7 +109,7 @@ def test_a_hub_killed_again_and_again_redelivers_what_was_not_committed_and_lose
     publish(koji, sent + 1, sent + 10)
     sent += 10
     hub = spawn("hub", "--consumer", file, config=bus_folder)
-    wait_until(lambda: len(set(numbers(out))) == sent, 30, "every message")
+    wait_until(lambda: len(set(numbers(out))) == sent, 120, "every message")
     hub.send(signal.SIGTERM)
     assert hub.wait() == 0
     got = numbers(out)
@@ -142,14 +141,14 @@ def test_several_workers_and_batches_lose_nothing_when_the_hub_is_killed_again_a
         done = len(set(numbers(out)))
         publish(koji, sent + 1, sent + 1000)
         sent += 1000
-        wait_until(lambda done=done: len(set(numbers(out))) > done + 300, 30)
+        wait_until(lambda done=done: len(set(numbers(out))) > done + 300, 60)
         hub.send(signal.SIGKILL)
         hub.wait()
     hub = spawn("hub", config=bus_folder)
     hub.wait_for("ready")
-    wait_until(lambda: len(set(numbers(out))) == sent, 60, "every message")
+    wait_until(lambda: len(set(numbers(out))) == sent, 120, "every message")
     with Bus.open(bus_folder) as bus:
-        wait_until(lambda: bus.cursors.load("hub.many")[KOJI].sequence == sent)
+        wait_until(lambda: (place := bus.cursors.load("hub.many").get(KOJI)) and place.sequence == sent)
         assert bus.dead.list() == []
     hub.send(signal.SIGTERM)
     assert hub.wait() == 0
@@ -178,7 +177,7 @@ def test_a_batch_that_takes_the_hub_down_with_it_is_given_one_by_one_and_only_th
         assert hub.wait() == -signal.SIGKILL
     hub = spawn("hub", config=bus_folder)
     hub.wait_for("ready")
-    wait_until(lambda: set(numbers(out)) == set(range(1, 21)) - {7}, 30, "the messages beside it")
+    wait_until(lambda: set(numbers(out)) == set(range(1, 21)) - {7}, 60, "the messages beside it")
     with Bus.open(bus_folder) as bus:
         (letter,) = wait_until(bus.dead.list)
         assert (letter.key.sequence, letter.attempts) == (7, 2)
@@ -195,7 +194,7 @@ def test_a_message_that_takes_the_hub_down_with_it_does_so_a_known_number_of_tim
         hub: Running = spawn("hub", "--consumer", file, config=bus_folder)
         assert hub.wait() == -signal.SIGKILL
     hub = spawn("hub", "--consumer", file, config=bus_folder)
-    wait_until(lambda: set(numbers(out)) == {1, 2, 4, 5}, 30, "the messages behind it")
+    wait_until(lambda: set(numbers(out)) == {1, 2, 4, 5}, 60, "the messages behind it")
     hub.send(signal.SIGTERM)
     assert hub.wait() == 0
     with Bus.open(bus_folder) as bus:
@@ -231,15 +230,14 @@ def test_a_kill_on_the_way_to_a_dead_letter_leaves_one_letter_and_repeats_at_mos
 
 @pytest.mark.fault("F20")
 def test_term_in_a_burst_lets_the_message_in_hand_finish_and_ends_with_0(bus_folder, spawn, koji, record, tmp_path):
-    file, out = record(before="time.sleep(0.01)")
+    file, out = record(before="time.sleep(0.05)")
     hub: Running = spawn("hub", "--consumer", file, config=bus_folder)
     hub.wait_for("ready")
     publish(koji, 1, 2000)
     wait_until(lambda: numbers(out))
-    begun = time.monotonic()
     hub.send(signal.SIGTERM)
     assert hub.wait() == 0
-    assert time.monotonic() - begun < 10.0  # the promise of drain_timeout, not a measurement
+    assert "has not finished" not in hub.err, "drain_timeout was over"
     got = numbers(out)
     assert got == list(range(1, len(got) + 1))
     assert len(got) < 2000
@@ -293,7 +291,7 @@ def test_a_second_term_ends_it_at_once(bus_folder, spawn, koji, record):
             hub.send(signal.SIGTERM)
         return hub.code is not None
 
-    wait_until(again, 20)
+    wait_until(again, what="the end of the hub")
     assert hub.code == 128 + signal.SIGTERM
     assert "Traceback" not in hub.err
 
@@ -317,11 +315,12 @@ def test_a_storm_of_hup_and_closed_standard_streams_do_not_stop_it(bus_folder, s
 @pytest.mark.fault("F20")
 def test_it_goes_on_when_nobody_reads_its_log_any_more(bus_folder, spawn, koji, record, tmp_path):
     file, out = record()
+    file.write_text(file.read_text().replace('topics = ("#",)', 'topics = ("#",)\n    since = "beginning"'))
     ended = tmp_path / "reader-ended"
     program = f"'{sys.executable}' -m fedbus.cli hub --consumer '{file}'"
     reader = f"head -n 1 >/dev/null; touch '{ended}'"
     hub: Running = spawn("-c", f"exec {program} <&- 2> >({reader})", command=("bash",), config=bus_folder)
-    wait_until(ended.exists, 30)  # it has said that it is ready, and whoever reads has gone
+    wait_until(ended.exists, 60)  # it has said that it is ready, and whoever reads has gone
     for number in range(1, 11):
         (bus_folder / "90-wrong.yaml").write_text(f"wrong{number}: 1\n")
         (bus_folder / "90-wrong.yaml").chmod(0o600)
@@ -335,6 +334,8 @@ def test_it_goes_on_when_nobody_reads_its_log_any_more(bus_folder, spawn, koji, 
 @pytest.mark.fault("F20")
 def test_it_runs_with_standard_streams_closed(bus_folder, spawn, koji, record):
     file, out = record()
+    # nobody can be told when it is ready
+    file.write_text(file.read_text().replace('topics = ("#",)', 'topics = ("#",)\n    since = "beginning"'))
     hub: Running = spawn(
         "-c",
         f"exec '{sys.executable}' -m fedbus.cli hub --consumer '{file}' <&- >&- 2>&-",
@@ -392,7 +393,7 @@ def test_a_changed_list_of_endpoints_is_taken_up_and_a_bad_one_refused_as_a_whol
 
 def ready(port: int) -> list[str]:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=60) as answer:
             content = json.load(answer)
     except urllib.error.HTTPError as error:
         content = json.load(error)
@@ -424,7 +425,7 @@ def test_consumers_that_cannot_be_loaded_leave_a_hub_that_runs_and_says_why(bus_
     hub.wait_for("ready")
     publish(koji, 1, 3)
     wait_until(lambda: numbers(out) == [1, 2, 3])
-    broken, outside, linked, twice, apart = [one for one in ready(port) if "not loaded" in one]
+    broken, outside, linked, twice, apart = wait_until(lambda: [one for one in ready(port) if "not loaded" in one])
     assert "50-hub.yaml:3: consumer 'broken'" in broken and "ModuleNotFoundError" in broken
     assert "50-hub.yaml:4: consumer 'outside'" in outside and "is outside" in outside
     assert "50-hub.yaml:5: consumer 'linked'" in linked and "is outside" in linked

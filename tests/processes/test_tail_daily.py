@@ -88,8 +88,10 @@ def test_it_can_begin_with_the_last_messages_of_all_and_of_each_topic(said, fedb
     assert numbers(fedbus(*run, "--last", "2", "koji", "--where", "build.status=ok").stdout) == [7, 8]
     assert numbers(fedbus(*run, "--last", "1000").stdout) == list(range(1, 13))
     assert numbers(fedbus(*run, "--last-per-topic", "1").stdout) == [9, 10, 12]
+    assert numbers(fedbus("tail", "--last", "1", "--count", "1", "--json", "koji").stdout) == [10]
     done = fedbus("tail", "--last", "1", "--count", "2", "--timeout", "1", "--json", "koji")
-    assert (done.returncode, numbers(done.stdout)) == (6, [10])
+    # a machine may need longer than that to find the last one
+    assert (done.returncode, numbers(done.stdout)) in ((6, [10]), (6, []))
 
 
 def test_after_the_last_messages_it_goes_on_with_what_comes(said, bus_folder, spawn):
@@ -147,9 +149,9 @@ def test_top_counts_by_topic_or_by_any_field(said, fedbus):
 
 def test_top_shows_a_table_again_and_again_where_its_output_goes_to_a_program(said, bus_folder, spawn):
     tail = spawn("tail", "--top", "--interval", "0.2", "--json", "--since", "beginning", config=bus_folder)
-    wait_until(lambda: tail.records() and tail.records()[-1]["count"] == 12, 30.0, "a table of what was said")
+    wait_until(lambda: tail.records() and tail.records()[-1]["count"] == 12, 60.0, "a table of what was said")
     said.publish("package.build.start", {"n": 13})
-    wait_until(lambda: tail.records()[-1]["count"] == 13, 30.0, "a table of what came then")
+    wait_until(lambda: tail.records()[-1]["count"] == 13, 60.0, "a table of what came then")
     tail.send(2)
     assert tail.wait() == 130
     assert [one["final"] for one in tail.records()[-2:]] == [False, True]
@@ -167,7 +169,8 @@ def test_top_writes_over_its_table_on_a_terminal_and_obeys_nothing_of_others(sai
             environment={"TERM": "xterm"},
         )
         shown = b""
-        while shown.count(b"\x1b[J") < 2 or b"all " not in shown:
+        # the first tables may be empty
+        while shown.count(b"\x1b[J") < 2 or b"all " not in shown or b"u202e" not in shown:
             shown += os.read(ours, 65536)
         tail.send(15)
         assert tail.wait() == 143

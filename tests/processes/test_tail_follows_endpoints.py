@@ -64,7 +64,8 @@ def test_a_new_endpoint_is_read_and_a_bad_file_is_refused_whole_while_it_runs(bu
     tail.send(signal.SIGTERM)
     assert tail.wait() == 128 + signal.SIGTERM
     assert [one["body"]["n"] for one in tail.records()] == [1, 2, 3, 4]
-    assert tail.err.count("the old one stays in force") == 1
+    # it looks by itself, too, and may have done so just before the signal came
+    assert tail.err.count("the old one stays in force") in ((1,) if how == "poll" else (1, 2))
     assert "Traceback" not in tail.err
 
 
