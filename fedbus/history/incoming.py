@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from fedbus.history.places import first_place, partition_of, placed_ms, stated_ms
 from fedbus.history.stored import NATIVE, Proof, proof_of
-from fedbus.history.words import document, text_of
+from fedbus.history.words import document
 from fedbus.model.message import Message, MessageKey
 from fedbus.texts.texts import Texts
 
@@ -189,7 +189,7 @@ def bundle(placed: Sequence[tuple[int, Row]], now_ms: int) -> list[Bundle]:
     return found
 
 
-def words_of(message: Message, texts: Texts) -> str:
+def words_of(message: Message, texts: Texts) -> bytes:
     """Return the document of *message* for an index of words."""
     users, packages = texts.names(message)
-    return document(text_of(message.body), users, packages)
+    return document(message.body, users, packages)

@@ -257,7 +257,7 @@ class PostgresHistory:
                             parcel,
                             leaf,
                             message.envelope,
-                            tsvector(words_of(message, texts)),
+                            tsvector(words_of(message, texts).decode()),
                         )
                     )
         counts: dict[tuple[int, int], int] = {}

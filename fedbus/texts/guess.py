@@ -8,10 +8,10 @@ is looked at.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from itertools import chain, islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from fedbus.texts import words
 from fedbus.texts.text import Text
@@ -23,6 +23,7 @@ _CHILDREN = 24  # fields of the body that are looked into
 _ITEMS = 8  # of a list
 _REMEMBERED = 8192  # names that were cleaned: they come again and again
 _SHORT = 200  # characters of such a name
+_KINDS, _LARGE = 2048, 64  # kinds of objects that are remembered, and members of the largest
 
 # The names of fields, what says it best first.
 _AGENTS = (
@@ -71,8 +72,10 @@ _NAMES = (
 _ICONS = ("icon", "image_url", "badge_image_url", "avatar_url", "avatar", "project_icon")
 
 _TALKING = frozenset(_TALKERS)
-_AGENT_SET, _ABOUT_SET, _PACKAGE_SET = frozenset(_AGENTS), frozenset(_ABOUT), frozenset(_PACKAGES)
+_VERSIONED = frozenset(("name", "version", "release"))
 _NVR = re.compile(r"([A-Za-z0-9][A-Za-z0-9+._-]{0,120})-([^-\s]*[0-9][^-\s]*)-([0-9][^-\s]*)")
+# of these, the commonest: a text that is shown as it is
+_PLAIN_NVR = re.compile(r"([A-Za-z0-9][A-Za-z0-9+._-]{0,90})-([!-,.-~]*[0-9][!-,.-~]*)-([0-9][!-,.-~]*)").fullmatch
 _PERSON = re.compile(r"\s*\"?([^\"<>]{0,200}?)\"?\s*<([^<>@\s]{0,200})[^<>]{0,200}>\s*")
 _OPENID = re.compile(r"https?://([a-z0-9-]{1,64})\.id\.[a-z0-9.-]+/?")
 _DIGEST = re.compile(r"[0-9a-f]{32,64}")
@@ -84,24 +87,56 @@ def guess(topic: str, body: Body, root: str = "") -> Text:
     title = title_of(topic, root)
     talking = _chosen(body, _TALKERS)
     places = _places(body, talking)
-    agent = _agent(places)
+    agent, users, packages = _named(places)
     return Text(
         title=title,
         summary=_summary(title, body, places, talking, agent),
         link=_link(chain(_chosen(body, _LINKED), places)),
         icon=_icon(places),
         agent=agent,
-        packages=_packages(places),
-        users=_users(places, agent),
+        packages=packages,
+        users=users,
     )
 
 
 def names(body: Body) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the users and the packages of :func:`guess`, for whoever needs no more, at a fraction of its cost."""
-    places = [body] if _TALKING.isdisjoint(body) else [body, *_chosen(body, _TALKERS)]
-    # a body from the wire has no other mappings than these, and telling them costs least
-    places += [inner for key, inner in islice(body.items(), _CHILDREN) if type(inner) is dict and key not in _TALKING]
-    return _users(places, _agent(places)), _packages(places)
+    members = tuple(body)
+    if (_kinds.get(members) or _new_kind(members)).small:
+        # a body from the wire has no other mappings than these, and telling them costs least
+        places = [body, *[inner for inner in body.values() if type(inner) is dict]]
+    else:
+        places = _places(body, _chosen(body, _TALKERS))
+    return _named(places)[1:]
+
+
+class _Kind(NamedTuple):
+    """What all objects with the same members, in the same order, have in common: which of them are looked at."""
+
+    agents: tuple[str, ...]
+    about: tuple[str, ...]
+    packages: tuple[str, ...]
+    versioned: bool  # it has a name, a version and a release
+    small: bool  # nobody talks in it, and all that is below it is looked into
+
+
+_kinds: dict[tuple[str, ...], _Kind] = {}  # messages of one topic are alike, so that there are not many
+
+
+def _new_kind(members: tuple[str, ...]) -> _Kind:
+    there = frozenset(members)
+    kind = _Kind(
+        tuple(key for key in _AGENTS if key in there),
+        tuple(key for key in _ABOUT if key in there),
+        tuple(key for key in _PACKAGES if key in there),
+        there >= _VERSIONED,
+        len(members) <= _CHILDREN and _TALKING.isdisjoint(there),
+    )
+    if len(members) <= _LARGE:
+        if len(_kinds) >= _KINDS:
+            _kinds.clear()
+        _kinds[members] = kind
+    return kind
 
 
 def _places(body: Body, talking: list[Body]) -> list[Body]:
@@ -112,8 +147,52 @@ def _places(body: Body, talking: list[Body]) -> list[Body]:
     return places
 
 
-def _users(places: list[Body], agent: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name for name in (agent, *_people(places)) if name))[:_ITEMS]
+def _named(places: list[Body]) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+    """Return the agent, the users and the packages."""
+    agent = ""
+    who: Any = None  # what the agent was found in: often an owner, who is asked for twice
+    people: dict[str, None] = {}
+    packages: dict[str, None] = {}
+    for place in places:
+        members = tuple(place)
+        agents, about, kinds, versioned, _ = _kinds.get(members) or _new_kind(members)
+        if agents and not agent:
+            for key in agents:
+                value = place[key]
+                if type(value) is str:
+                    agent = _short_person(value) if len(value) <= _SHORT else _person(value)
+                elif value and isinstance(value, (dict, Mapping)):
+                    agent = _person(value)
+                if agent:
+                    who = value
+                    break
+        for key in about:
+            value = place[key]
+            if value is who and agent:
+                people[agent] = None
+            elif type(value) is str:
+                people[_short_person(value) if len(value) <= _SHORT else _person(value)] = None
+            elif value:
+                for one in value[:_ITEMS] if isinstance(value, list) else (value,):
+                    if isinstance(one, (str, dict, Mapping)):
+                        people[_person(one)] = None
+        if packages:
+            continue
+        if versioned and isinstance(place["release"], str) and _is_versioned(place, "name"):
+            packages[_package(place["name"])] = None
+        for key in kinds:
+            value = place[key]
+            if type(value) is str:
+                packages[_package(value)] = None
+            elif value:
+                for one in value[:_ITEMS] if isinstance(value, list) else (value,):
+                    if isinstance(one, (str, dict, Mapping)):
+                        packages[_package(one)] = None
+        packages.pop("", None)
+    people.pop("", None)
+    if agent and next(iter(people), "") != agent:
+        people = {agent: None, **people}
+    return agent, tuple(people)[:_ITEMS], tuple(packages)[:_ITEMS]
 
 
 def title_of(topic: str, root: str = "") -> str:
@@ -162,6 +241,29 @@ def person_of(text: str) -> str:
 _line = lru_cache(maxsize=_REMEMBERED)(words.line)
 
 
+def _person(value: Any) -> str:
+    """Return the name of the person that *value* is."""
+    return words.line(person_of(name_of(value)), 60)
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _short_person(text: str) -> str:
+    return _person(text)
+
+
+def _package(value: Any) -> str:
+    """Return the name of the package that *value* is, or is a build of."""
+    if type(value) is str and len(value) <= 100:
+        # builds are many: knowing one again costs more than reading it
+        return match[1] if (match := _PLAIN_NVR(value)) else _short_package(value)
+    return package_of(name_of(value))
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _short_package(text: str) -> str:
+    return package_of(name_of(text))
+
+
 def _name(value: Any, room: int, depth: int) -> str:
     if isinstance(value, str):
         return _line(value, room) if len(value) <= _SHORT else words.line(value, room)
@@ -201,49 +303,6 @@ def _summary(title: str, body: Body, places: list[Body], talking: list[Body], ag
     if agent and agent not in parts:
         parts.append(f"by {agent}")
     return words.line(f"{title}: {', '.join(parts)}" if parts else title)
-
-
-def _present(place: Body, keys: Iterable[str], known: frozenset[str]) -> Iterable[str]:
-    """Return those of *keys*, which are *known*, that *place* has, in their order."""
-    found = known.intersection(place)
-    return found if len(found) < 2 else [key for key in keys if key in found]
-
-
-def _agent(places: list[Body]) -> str:
-    for place in places:
-        for key in _present(place, _AGENTS, _AGENT_SET):
-            value = place[key]
-            if value and isinstance(value, (str, dict, Mapping)) and (name := person_of(name_of(value))):
-                return _line(name, 60)
-    return ""
-
-
-def _people(places: list[Body]) -> Iterator[str]:
-    for place in places:
-        for key in _present(place, _ABOUT, _ABOUT_SET):
-            value = place[key]
-            if not value:
-                continue
-            for one in value[:_ITEMS] if isinstance(value, list) else (value,):
-                if isinstance(one, (str, dict, Mapping)) and (name := person_of(name_of(one))):
-                    yield _line(name, 60)
-
-
-def _packages(places: list[Body]) -> tuple[str, ...]:
-    found: dict[str, None] = {}
-    for place in places:
-        if isinstance(place.get("release"), str) and _versioned(place, "name"):
-            found[package_of(name_of(place["name"]))] = None
-        for key in _present(place, _PACKAGES, _PACKAGE_SET):
-            value = place[key]
-            if not value:
-                continue
-            for one in value[:_ITEMS] if isinstance(value, list) else (value,):
-                if name := name_of(one) if isinstance(one, (str, dict, Mapping)) else "":
-                    found[package_of(name)] = None
-        if found:
-            break
-    return tuple(found)[:_ITEMS]
 
 
 def _subject(body: Body, places: list[Body]) -> str:
@@ -294,12 +353,17 @@ def _numbered(body: Body, thing: Body, name: str) -> str:
     return f"{project}: {name}" if project and name and project != name else name or project
 
 
+def _is_versioned(body: Body, key: str) -> bool:
+    name, version = body.get(key), body.get("version")
+    return isinstance(name, str) and isinstance(version, str) and name != "" and version != ""
+
+
 def _versioned(body: Body, key: str) -> str:
     """Return NAME-VERSION-RELEASE, or NAME-VERSION, where *body* says all of it; *key* is that of the name."""
-    name, version, release = body.get(key), body.get("version"), body.get("release")
-    if not isinstance(name, str) or not isinstance(version, str) or not name or not version:
+    if not _is_versioned(body, key):
         return ""
-    name = name_of(name)
+    version, release = body["version"], body.get("release")
+    name = name_of(body[key])
     if _NVR.fullmatch(name):
         return name
     parts = [name, _line(version[:_SHORT], 60)]

@@ -131,7 +131,7 @@ class Texts:
                 if not _NAMING.isdisjoint(chosen):
                     text = self.of(message)
                     return text.users, text.packages
-            return names(body) if isinstance(body, Mapping) else ((), ())
+            return names(body) if type(body) is dict or isinstance(body, Mapping) else ((), ())
         except Exception:
             return (), ()
 

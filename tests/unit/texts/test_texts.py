@@ -181,6 +181,35 @@ def test_any_body_gives_printable_lines_of_bounded_length(body: dict[str, Any], 
     assert not text.link or text.link.startswith(("http://", "https://"))
 
 
+NAMES = ("user", "owner", "agent", "package", "nvr", "packages", "name", "version", "release", "comment", "build", "x")
+NAMED = st.recursive(
+    st.sampled_from(("ralph", "bash-5.2-1.fc42", "bash", "mbs/mbs.example.org", " ", "", "p" * 120 + "-1-1", 7, None)),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=5),
+    max_leaves=12,
+)
+
+
+@given(st.lists(st.dictionaries(st.sampled_from(NAMES), NAMED, max_size=6), min_size=1, max_size=3), st.integers(0, 70))
+def test_users_and_packages_alone_are_those_of_the_texts(bodies: list[dict[str, Any]], more: int) -> None:
+    for body in (*bodies, {**bodies[0], **{f"field{number}": {"user": "zoe"} for number in range(more)}}):
+        whole = texts().of(message(body))
+        assert texts().names(message(body)) == (whole.users, whole.packages)
+        assert "" not in (*whole.users, *whole.packages)
+        assert not whole.agent or whole.users[0] == whole.agent
+
+
+def test_a_build_is_of_its_package_however_its_name_is_written() -> None:
+    for nvr, package in (
+        ("python3-requests-2.32.3-4.fc42", "python3-requests"),
+        (" bash-5.2-1.fc42 ", "bash"),
+        ("gtk+-1-2", "gtk+"),
+        ("fedora-42", "fedora-42"),
+        ("p" * 95 + "-1-2", "p" * 95),
+        ("zoë-1-2", "zoë-1-2"),
+    ):
+        assert texts().names(message({"nvr": nvr})) == ((), (package,))
+
+
 @given(st.text(), st.integers(1, 100))
 def test_any_text_becomes_one_line_that_shows(text: str, room: int) -> None:
     line = words.line(text, room)
