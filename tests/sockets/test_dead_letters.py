@@ -51,7 +51,9 @@ def bus(bus_folder: Path) -> Iterator[Bus]:
 @contextmanager
 def running(bus: Bus, consumer: Consumer, attempts: int = 4, **changes: Any) -> Iterator[Hub]:
     enabled = Enabled(name="failing", consumer=consumer, topics=("#",), since="beginning", attempts=attempts)
-    options = replace(bus.settings.hub, **{"retry_pause": 0.01, "commit_interval": 0.05, **changes})
+    options = replace(
+        bus.settings.hub, **{"retry_pause": 0.01, "commit_interval": 0.05, "drain_timeout": 60.0, **changes}
+    )
     hub = bus.hub([enabled], options=options)
     thread = threading.Thread(target=hub.run)
     thread.start()
@@ -60,7 +62,7 @@ def running(bus: Bus, consumer: Consumer, attempts: int = 4, **changes: Any) -> 
         yield hub
     finally:
         hub.stop()
-        thread.join(30)
+        thread.join(90)
         assert not thread.is_alive()
 
 
