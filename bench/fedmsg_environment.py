@@ -1,4 +1,7 @@
-"""The environment of fedmsg 1.1.7, made once and shared by benchmarks and tests; several may ask for it at a time."""
+"""The environment of fedmsg 1.1.7, made once and shared by benchmarks and tests; several may ask for it at a time.
+
+`python -m bench.fedmsg_environment` makes it, which may take minutes, or says why that does not work.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,9 @@ PINS = (
     "cryptography==43.0.3",
     "fedmsg[crypto_ng,commands,consumers]==1.1.7",
 )
+
+
+HOME = Path(__file__).resolve().parents[1] / ".bench" / "fedmsg-venv"
 
 
 class Unavailable(Exception):
@@ -36,7 +42,7 @@ def environment(home: Path, say: Callable[[str], object]) -> Path:
         if stamp.exists() and stamp.read_text() == wanted:
             return python
         say("making the environment of fedmsg 1.1.7 (once)")
-        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--retries", "1"]
+        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--retries", "5"]
         for command in (
             [sys.executable, "-m", "venv", "--clear", str(home)],
             [*pip, PINS[0], "wheel"],
@@ -47,3 +53,10 @@ def environment(home: Path, say: Callable[[str], object]) -> Path:
                 raise Unavailable((done.stderr.strip().splitlines() or ["no reason given"])[-1])
         stamp.write_text(wanted)
     return python
+
+
+if __name__ == "__main__":
+    try:
+        environment(HOME, lambda text: sys.stderr.write(f"{text}\n"))
+    except Unavailable as error:
+        sys.stderr.write(f"it cannot be made here: {error}\n")

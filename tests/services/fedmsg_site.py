@@ -20,19 +20,19 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
 
-from bench.fedmsg_environment import Unavailable, environment
+from bench.fedmsg_environment import HOME, Unavailable, environment
 from tests.conftest import Running
+from tests.support import wait_until
 
 HOST = socket.gethostname().split(".", 1)[0]
 PEER = Path(__file__).with_name("fedmsg_peer.py")
-ROOT = Path(__file__).resolve().parents[2]
 PEM = serialization.Encoding.PEM
 
 
 def fedmsg_python() -> Path:
     """The Python of fedmsg's environment; without an index of packages skip the test, or fail in CI."""
     try:
-        return environment(ROOT / ".bench" / "fedmsg-venv", lambda text: sys.stderr.write(f"{text}\n"))
+        return environment(HOME, lambda text: sys.stderr.write(f"{text}\n"))
     except Unavailable as error:
         reason = f"fedmsg 1.1.7 cannot be installed here: {error}"
         if os.environ.get("CI") == "true":
@@ -170,7 +170,7 @@ class Publishing:
     def __init__(self, running: Running) -> None:
         self.running = running
         self.sent = 0
-        running.wait_for("ready")
+        running.wait_for("ready", 120.0)
 
     def __call__(self, *messages: Any) -> None:
         """Publish, and wait until it is done."""
@@ -180,14 +180,12 @@ class Publishing:
             stdin.write(json.dumps(message).encode() + b"\n")
         stdin.flush()
         self.sent += len(messages)
-        from tests.support import wait_until
-
         wait_until(
             lambda: (
                 self.running.out.count("sent") + self.running.out.count("subscribed") >= self.sent
                 or self.running.code is not None
             ),
-            30.0,
+            120.0,
             "publishing",
         )
         assert self.running.code is None, self.running.err
