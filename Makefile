@@ -18,8 +18,8 @@ install: $(STAMP)  ## make .venv with fedbus (editable) and everything that its 
 
 $(STAMP): setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade 'pip>=23' 'setuptools>=68'
-	$(BIN)/python -m pip install --quiet --editable '.[test,lint]'
+	$(BIN)/python -m pip install --quiet --retries 10 --upgrade 'pip>=23' 'setuptools>=68'
+	$(BIN)/python -m pip install --quiet --retries 10 --editable '.[test,lint]'
 	@touch $@
 
 demo: install  ## a whole bus on this machine, live; Ctrl-C ends it
@@ -27,6 +27,7 @@ demo: install  ## a whole bus on this machine, live; Ctrl-C ends it
 
 test: install lint  ## every check and every test
 	tests/system-packages
+	@$(BIN)/python -m bench.fedmsg_environment
 	$(BIN)/python -m pytest --numprocesses $(TEST_JOBS) --dist worksteal $(PYTEST_FLAGS)
 
 lint: install  ## ruff and mypy --strict
