@@ -22,7 +22,7 @@ from fedbus import Bus, Publisher, Subscriber
 
 KOJI, BODHI = "koji.build01", "bodhi.web01"
 NAME = "build01.example.org"
-PATIENCE = 60.0
+PATIENCE = 120.0
 _MS_BIND = 4096
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
 

@@ -212,7 +212,7 @@ def record(strace: str, program: str, root: Path, *arguments: str) -> list[tuple
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
-        timeout=100,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr.decode()

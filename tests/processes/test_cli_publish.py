@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fedbus.bus import Bus
+from tests.processes import own_ports
 
 KOJI = ("--as", "koji.build01", "--wait", "0")
 ROOT = "org.example.dev.koji."
@@ -27,15 +28,15 @@ def stored(folder: Path, *filters: str) -> list[tuple[str, dict[str, object]]]:
                 return found
 
 
-def test_what_init_makes_is_published_to_and_tailed_with_an_equal_body_and_a_verified_signer(tmp_path, fedbus):
+def test_what_init_makes_is_published_to_and_tailed_with_an_equal_body_and_a_verified_signer(tmp_path, fedbus, spawn):
     folder = tmp_path / "fresh"
-    assert fedbus("init", folder, "--endpoint", "koji.build01").returncode == 0
+    assert spawn("init", folder, "--endpoint", "koji.build01", command=own_ports.command(1)).wait() == 0
     body = {"package": "bash", "n": [1, 2.5, None, True, {"ü": "漢\x1b"}], "big": 2**63 - 1}
     sent = fedbus("publish", "package.build.complete", json.dumps(body), "--json", config=folder)
     assert (sent.returncode, sent.stderr) == (0, "")
     receipt = json.loads(sent.stdout)
     assert set(receipt) == {"topic", "endpoint", "epoch", "sequence", "id", "time"}
-    got = fedbus("tail", "--since", "beginning", "--count", "1", "--timeout", "30", "--json", config=folder)
+    got = fedbus("tail", "--since", "beginning", "--count", "1", "--timeout", "60", "--json", config=folder)
     assert (got.returncode, got.stderr) == (0, "")
     shown = json.loads(got.stdout)
     assert shown["body"] == body
@@ -186,20 +187,20 @@ def test_an_endpoint_in_use_is_waited_for_and_then_given_up_with_5(bus_folder, f
         done = fedbus("publish", "a.b", "{}", "--timeout", "0.2", *KOJI)
         assert done.returncode == 5
         assert "in use by another process" in done.stderr and "Traceback" not in done.stderr
-        waiting = spawn("publish", "a.b", '{"n": 1}', "--timeout", "30", *KOJI, config=bus_folder)
+        waiting = spawn("publish", "a.b", '{"n": 1}', "--timeout", "100", *KOJI, config=bus_folder)
         waiting.wait_for("in use by another process")
     assert waiting.wait() == 0
     assert stored(bus_folder) == [("a.b", {"n": 1})]
 
 
 def test_it_leaves_at_once_with_wait_0_and_stays_for_a_subscriber_otherwise(bus_folder, spawn):
-    publish = spawn("publish", "a.b", '{"n": 1}', "--as", "koji.build01", "--wait", "60", config=bus_folder)
+    publish = spawn("publish", "a.b", '{"n": 1}', "--as", "koji.build01", "--wait", "120", config=bus_folder)
     publish.wait_for("koji.build01#1")
     # a reader on another host has no journal to look into
     with Bus.open(bus_folder) as bus:
         bus._local_journal = lambda endpoint: None  # type: ignore[method-assign]
         with bus.subscribe("koji", since="beginning") as subscriber:
-            assert [message.body for message in subscriber.receive(30)] == [{"n": 1}]
+            assert [message.body for message in subscriber.receive(100)] == [{"n": 1}]
             assert publish.wait() == 0
 
 

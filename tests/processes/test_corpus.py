@@ -16,7 +16,7 @@ from tests.conftest import Running
 from tests.support import wait_until
 
 CORPUS = Path(__file__).resolve().parents[3] / "shared" / "corpus" / "fedora-messages.jsonl"
-PATIENCE = 60.0
+PATIENCE = 120.0
 ROOT = "org.example.dev"
 HOST = "recorded"
 
@@ -82,15 +82,15 @@ def test_every_recorded_message_reaches_a_consumer_and_a_tail_equal_and_in_order
             if place == len(recorded) // 2:
                 hub = spawn("hub", "--consumer", tmp_path / "keep.py", config=folder)
                 tail = spawn("tail", "--json", "--since", "beginning", config=folder)
-                hub.wait_for("ready")
+                hub.wait_for("ready", PATIENCE)
             pending.append(publishers[one.endpoint].enqueue(one.topic, one.body))
         receipts = [one.result() for one in pending]
         wait_until(lambda: kept.exists() and kept.read_bytes().count(b"\n") >= len(recorded), PATIENCE, "the hub")
         wait_until(lambda: tail.out.count("\n") >= len(recorded), PATIENCE, "the tail")
         for running in (hub, tail):
             running.send(signal.SIGTERM)
-        assert hub.wait() == 0
-        tail.wait()
+        assert hub.wait(PATIENCE) == 0
+        tail.wait(PATIENCE)
     wanted: dict[str, list[tuple[str, dict[str, Any]]]] = {}
     for one in recorded:
         service = one.endpoint.removesuffix(f".{HOST}")

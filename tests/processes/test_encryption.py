@@ -15,10 +15,11 @@ import pytest
 from fedbus.config.init import create, free_ports
 from fedbus.config.settings import Settings
 from tests.conftest import ENDPOINTS, Running
+from tests.processes import own_ports
 from tests.support import wait_until
 
 KOJI, BODHI = "koji.build01", "bodhi.web01"
-PATIENCE = 60.0  # seconds; readers promise ten
+PATIENCE = 120.0  # seconds; readers promise ten
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -160,7 +161,7 @@ def test_a_bus_is_encrypted_in_the_documented_order_and_nothing_is_lost_or_repea
         arrives(last + 20)
         assert "no connection" not in tail.err
 
-    checked = fedbus("check", "--json", config=there.folder)
+    checked = fedbus("check", "--json", "--timeout", "30", config=there.folder)
     states = {one["name"]: one["state"] for one in json.loads(checked.stdout)["results"]}
     assert states[f"{KOJI} publish"] == states[f"{KOJI} replay"] == "ok"
     last = end(publisher)
@@ -179,8 +180,8 @@ def test_a_bus_that_init_has_encrypted_works_with_every_command(
 ) -> None:
     folder = tmp_path / "encrypted"
     arguments = [part for name in ENDPOINTS for part in ("--endpoint", name)]
-    made = fedbus("init", folder, *arguments, "--curve")
-    assert made.returncode == 0, made.stderr
+    made = spawn("init", folder, *arguments, "--curve", command=own_ports.command(len(ENDPOINTS)))
+    assert made.wait() == 0, made.err
     consumer, consumed = tmp_path / "record.py", tmp_path / "record.txt"
     consumer.write_text(RECORD.format(path=str(consumed)))
     consumer.chmod(0o600)
@@ -196,7 +197,7 @@ def test_a_bus_that_init_has_encrypted_works_with_every_command(
     wait_until(lambda: consumed.exists() and len(consumed.read_text().split()) == 3, PATIENCE)
     hub.send(signal.SIGTERM)
     hub.wait()
-    assert fedbus("check", config=folder).returncode == 0
+    assert fedbus("check", "--timeout", "10", config=folder).returncode == 0
     # its keys are its own: a bus that was made beside it is not let in
     other = tmp_path / "other"
     create(other, ENDPOINTS, encrypted=True)
@@ -204,8 +205,8 @@ def test_a_bus_that_init_has_encrypted_works_with_every_command(
     (other / "keys" / f"{KOJI}.key").unlink()  # as on a host that only reads it
     publisher = say(spawn, Host(folder))
     wait_until(lambda: publisher.out, PATIENCE)
-    stranger = fedbus("check", "--json", config=other)
+    stranger = fedbus("check", "--json", "--timeout", "30", config=other)
     texts = {one["name"]: one["text"] for one in json.loads(stranger.stdout)["results"]}
     assert "refuses this host" in texts[f"{KOJI} publish"]
+    publisher.wait_for("its key is not in", PATIENCE)
     end(publisher)
-    assert "its key is not in" in publisher.err

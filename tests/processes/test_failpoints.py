@@ -17,7 +17,7 @@ from tests.processes.world import World
 KOJI = "koji.build01"
 FRESH = "bodhi.web01"  # has no journal yet
 LAZY = "git.host01"  # syncs its journal now and then, and keeps little
-RATE = 1500.0
+RATE = 500.0  # messages a second, with which consumers keep up on a slow machine too
 SETTINGS = """
 journal: {segment_bytes: 24KiB}
 subscriber: {commit_interval: 50ms, silence: 50s}

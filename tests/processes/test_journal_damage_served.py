@@ -14,7 +14,7 @@ from tests.conftest import Running
 from tests.support import wait_until
 
 KOJI = "koji.build01"
-PATIENCE = 30.0
+PATIENCE = 60.0
 COUNT = 300
 
 

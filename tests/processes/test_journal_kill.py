@@ -52,7 +52,7 @@ def test_a_writer_killed_at_any_moment_has_kept_what_it_acknowledged(tmp_path: P
         finally:
             child.send_signal(signal.SIGKILL)
             rest = child.stdout.read().splitlines(keepends=True)
-            child.wait(30)
+            child.wait(60)
             child.stdout.close()
         acknowledged = max([acknowledged, *(int(line) for line in rest if line.endswith(b"\n"))])
         with open_journal(tmp_path / "j", segment_bytes=200_000) as journal:

@@ -15,7 +15,7 @@ from tests.conftest import Running
 from tests.support import wait_until
 
 KOJI = "koji.build01"
-PATIENCE = 60.0
+PATIENCE = 120.0
 
 
 def break_configuration(folder: Path, number: int) -> None:

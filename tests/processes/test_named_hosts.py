@@ -18,7 +18,7 @@ SCRIPT = Path(__file__).with_name("named_hosts.py")
 def unshare() -> list[str]:
     """What starts a program in namespaces of its own."""
     command = [need_program("unshare"), "--user", "--map-root-user", "--mount", "--net"]
-    tried = subprocess.run([*command, "true"], capture_output=True, timeout=20, check=False)
+    tried = subprocess.run([*command, "true"], capture_output=True, timeout=60, check=False)
     if tried.returncode:
         pytest.skip(f"no namespaces for this user: {tried.stderr.decode().strip()}")
     return command
@@ -34,7 +34,7 @@ def test_a_host_is_looked_up_again_and_never_at_the_expense_of_others(bus_folder
         [*unshare, sys.executable, str(SCRIPT), scenario, str(bus_folder), str(place)],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=300,
         env={**os.environ, "PYTHONPATH": root},
         check=False,
     )

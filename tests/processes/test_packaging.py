@@ -22,7 +22,7 @@ from fedbus.cli.units import UNITS
 from tests.support import need_program
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 120.0
+PATIENCE = 300.0
 # what a checkout holds beside its files
 MADE = (
     ".git",

@@ -27,7 +27,7 @@ from tests.support import need_program, wait_until
 
 KOJI, BODHI = "koji.build01", "bodhi.web01"
 TOPIC = "package.build.complete"
-PATIENCE = 30.0
+PATIENCE = 120.0
 SECONDS = float(os.environ.get("FEDBUS_FAULT_SECONDS", "0"))
 
 Mount = Callable[..., None]

@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -100,12 +101,12 @@ def test_a_hub_that_stops_ends_the_commands_that_still_run_and_their_messages_co
     ((_, pid),) = wait_until(lambda: rows(got), 60, "the command")
     first.send(signal.SIGTERM)
     first.wait()
-    wait_until(lambda: not alive(pid), 30, "the end of the command")
+    wait_until(lambda: not alive(pid), 60, "the end of the command")
     second = hub("trigger", settings, {"drain_timeout": "200ms"}, isolation=isolation, timeout="10m")
     wait_until(lambda: [sequence for sequence, _ in rows(got)] == [1, 1], 60, "the message once more")
     second.send(signal.SIGKILL)
     second.wait()
-    wait_until(lambda: not alive(rows(got)[1][1]), 30, "the end of the command of a hub that was killed")
+    wait_until(lambda: not alive(rows(got)[1][1]), 60, "the end of the command of a hub that was killed")
 
 
 def test_what_waits_for_quiet_outlives_a_hub_that_is_killed(koji, hub, tmp_path):
@@ -116,11 +117,14 @@ def test_what_waits_for_quiet_outlives_a_hub_that_is_killed(koji, hub, tmp_path)
     publish(koji, {}, {}, {})
 
     def kept() -> bool:
-        with sqlite3.connect(tmp_path / "waiting.db") as store:
-            found = store.execute("SELECT record FROM waiting").fetchall()
+        try:
+            with closing(sqlite3.connect(f"file:{tmp_path}/waiting.db?mode=ro", uri=True, timeout=60.0)) as store:
+                found = store.execute("SELECT record FROM waiting").fetchall()
+        except sqlite3.OperationalError:
+            return False  # it has not been made yet
         return [json.loads(row[0])["sequence"] for row in found] == [3]
 
-    wait_until(kept, 30, "the last message in the file")
+    wait_until(kept, 60, "the last message in the file")
     first.send(signal.SIGKILL)
     first.wait()
     hub("trigger", {"command": command, "debounce": {**debounce, "quiet": 0, "longest": 0}})
