@@ -13,7 +13,7 @@ from fedbus.transport.subscriber import Subscriber
 from tests.support import wait_until
 
 KOJI = "koji.build01"
-PATIENCE = 30.0
+PATIENCE = 60.0
 
 
 def take(subscriber: Subscriber, got: list[Message], last: int) -> None:

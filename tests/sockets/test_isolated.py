@@ -54,7 +54,7 @@ TROUBLES = {
     "leaves at once": ("os._exit(3)", "its process ended with exit code 3"),
     "is killed": ("os.kill(os.getpid(), signal.SIGKILL)", "its process was ended by signal 9 (SIGKILL)"),
     "segfaults": ("import ctypes; ctypes.string_at(8)", "its process was ended by signal 11 (SIGSEGV)"),
-    "hangs": ("time.sleep(3600)", "not done within its timeout of 1 s"),
+    "hangs": ("time.sleep(3600)", "not done within its timeout of 3 s"),
     "hangs and ignores all": ("[signal.signal(n, signal.SIG_IGN) for n in (1, 2, 15)]; time.sleep(3600)", "timeout"),
     "blows up": (
         "kept = [bytearray(2**20) for _ in range(2000)]; time.sleep(3600)",
@@ -108,7 +108,9 @@ def write(tmp_path: Path, out: Path) -> Write:
 def running(bus: Bus, wanted: ConsumerSettings, folder: Path, *others: Consumer, **changes: Any) -> Iterator[Hub]:
     found = find({"wild": wanted}, folder=folder)
     assert found.problems == []
-    options = replace(bus.settings.hub, **{"retry_pause": 0.01, "commit_interval": 0.05, **changes})
+    # a slow machine takes its time to end
+    quick = {"retry_pause": 0.01, "commit_interval": 0.05, "drain_timeout": 60.0}
+    options = replace(bus.settings.hub, **{**quick, **changes})
     hub = bus.hub([*found.consumers, *others], options=options)
     thread = threading.Thread(target=hub.run)
     thread.start()
@@ -117,7 +119,7 @@ def running(bus: Bus, wanted: ConsumerSettings, folder: Path, *others: Consumer,
         yield hub
     finally:
         hub.stop()
-        thread.join(60)
+        thread.join(90)
         assert not thread.is_alive()
 
 
@@ -134,6 +136,14 @@ def notes(out: Path) -> list[tuple[int, str]]:
 
 def is_gone(pid: int) -> bool:
     return not Path(f"/proc/{pid}").exists()
+
+
+def has_ended(pid: int) -> bool:
+    """Whether it is gone, or its parent has still to ask for its exit code."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 def test_an_isolated_consumer_gets_its_messages_in_order_from_one_process(bus, write, out, tmp_path):
@@ -155,7 +165,7 @@ def test_a_wild_consumer_harms_nobody_and_its_message_dies_after_its_attempts(bu
     code, reason = TROUBLES[trouble]
     wanted = write(
         f"\n        if number == 2:\n            {code}",
-        timeout=1.0 if "hangs" in trouble else 60.0,
+        timeout=3.0 if "hangs" in trouble else 60.0,  # enough for the messages that do not hang
         memory_bytes=200_000_000 if trouble == "blows up" else 0,
     )
     well = Well()
@@ -190,7 +200,7 @@ def test_a_call_that_is_still_running_at_the_deadline_is_ended_and_does_not_coun
     ):
         publish(koji, 1, 1)
         wait_until(lambda: ("1") in [text for _, text in notes(out)])
-    assert not hub.unfinished()
+    wait_until(lambda: not hub.unfinished())
     assert bus.dead.attempts("wild", {}) == {}
     assert all(is_gone(pid) for pid, _ in notes(out))
 
@@ -260,7 +270,7 @@ def test_a_child_ends_with_the_hub_however_that_ends(write, tmp_path, out):
     os.waitpid(pid, 0)
     child = int(os.read(reading, 20))
     os.close(reading)
-    wait_until(lambda: is_gone(child) or Path(f"/proc/{child}/stat").read_text().split()[2] == "Z")
+    wait_until(lambda: has_ended(child))
 
 
 def test_find_tells_of_a_consumer_that_is_missing(tmp_path):

@@ -75,6 +75,7 @@ def test_who_has_the_keys_gets_the_past_the_present_and_beats(bus: Bus, reader: 
             koji.publish("build.start", {"n": number})
         with reader().subscribe(since="beginning") as subscriber:
             assert numbers(take(subscriber, 5)) == list(range(5))
+            join(subscriber, KOJI)
             for number in range(5, 10):
                 koji.publish("build.start", {"n": number})
             assert numbers(take(subscriber, 5)) == list(range(5, 10))
@@ -88,8 +89,13 @@ def test_who_has_the_keys_gets_the_past_the_present_and_beats(bus: Bus, reader: 
 
 @pytest.mark.fault("F23")
 def test_a_client_whose_key_is_not_listed_gets_nothing_and_disturbs_nobody(
-    bus: Bus, reader: Callable[..., Bus], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    bus: Bus,
+    reader: Callable[..., Bus],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("fedbus.transport.refusals._EVERY", 3600.0)  # however long three tries take
     links = with_key(bus.settings, curve.make(), tmp_path / "other.curve")
     with bus.publisher(KOJI) as koji, reader().subscribe(since="beginning") as good:
         join(good, KOJI)
@@ -99,11 +105,12 @@ def test_a_client_whose_key_is_not_listed_gets_nothing_and_disturbs_nobody(
             assert numbers(take(good, 1)) == [1]
             # it is tried again and again, and told of at a limited rate
             assert take_until(bad, lambda: bus.links.refused[LinkFault.KEY] >= 3) == []
+            # before it leaves, perhaps in the middle of another handshake
+            assert bus.links.refused.keys() == {LinkFault.KEY}
         koji.publish("build.start", {"n": 2})
         assert numbers(take(good, 1)) == [2]
     told = [one for one in caplog.records if "is not in" in one.getMessage()]
     assert len(told) == 1 and told[0].levelno == logging.WARNING
-    assert bus.links.refused.keys() == {LinkFault.KEY}
     assert not bus.links.bans
 
 
@@ -268,12 +275,12 @@ def test_a_hub_reads_encrypted_endpoints(bus: Bus, reader: Callable[..., Bus]) -
     thread.start()
     try:
         with bus.publisher(KOJI) as koji:
-            assert koji.wait_for_subscribers(1, 30)
+            assert koji.wait_for_subscribers(1, 60)
             koji.publish("build.start", {"n": 1})
-            wait_until(lambda: numbers(keep.seen) == [1], 30)
+            wait_until(lambda: numbers(keep.seen) == [1])
     finally:
         hub.stop()
-        thread.join(30)
+        thread.join(60)
     assert not thread.is_alive()
 
 
@@ -284,18 +291,26 @@ def test_the_list_of_clients_is_taken_up_while_publishers_run(
     links = with_key(bus.settings, pair, tmp_path / "other.curve")
     clients = bus_folder / "keys" / "clients"
     before = clients.read_text()
+
+    def write(text: str) -> None:
+        """In one step: an empty list would cut everybody off."""
+        new = clients.with_suffix(".new")
+        new.write_text(text)
+        new.chmod(0o600)
+        new.replace(clients)
+
     with bus.publisher(KOJI) as koji, reader(links=links).subscribe(since="beginning") as other:
         koji.publish("build.start", {"n": 1})
         assert take_until(other, lambda: bus.links.refused[LinkFault.KEY]) == []
-        clients.write_text(f"{before}{pair.public} other host\n")
+        write(f"{before}{pair.public} other host\n")
         assert numbers(take(other, 1)) == [1]
-        clients.write_text(f"{before}\nrubbish\n")
+        write(f"{before}\nrubbish\n")
         take_until(other, lambda: "stays as it was" in caplog.text)
         koji.publish("build.start", {"n": 2})
         assert numbers(take(other, 1)) == [2]
         # who is taken out loses the connection that stands
         refused = bus.links.refused[LinkFault.KEY]
-        clients.write_text(before)
+        write(before)
         take_until(other, lambda: bus.links.refused[LinkFault.KEY] > refused)
         koji.publish("build.start", {"n": 3})
         assert (

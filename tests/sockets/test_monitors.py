@@ -45,10 +45,10 @@ def test_closing_a_connection_as_it_ends_leaves_all_others_alone() -> None:
                 pass
             sockets.close_monitored(one, pair)
             push.send(b"still there", zmq.NOBLOCK)
-            assert pull.poll(10_000), "libzmq's thread is stuck"
+            assert pull.poll(60_000), "libzmq's thread is stuck"
             pull.recv()
     ended.set()
-    thread.join(10.0)
+    thread.join(60.0)
     server.close()
     context.term()
 
@@ -106,5 +106,5 @@ os._exit(0)
 
 @pytest.mark.fault("F7")
 def test_a_reader_that_is_busy_for_long_is_alive_when_it_reads_on() -> None:
-    done = subprocess.run([sys.executable, "-c", SLOW, "none"], capture_output=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", SLOW, "none"], capture_output=True, timeout=100, check=False)
     assert done.stdout == b"alive", done.stderr.decode()
