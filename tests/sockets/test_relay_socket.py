@@ -121,8 +121,8 @@ def raw(settings: Callable[..., Settings]) -> Iterator[Callable[..., socket.sock
     def connect(data: bytes = b"") -> socket.socket:
         one = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         opened.append(one)
+        one.connect(str(settings().relay.socket))  # waits for room among those that were not accepted yet
         one.settimeout(PATIENCE)
-        one.connect(str(settings().relay.socket))
         one.sendall(data)
         return one
 
@@ -169,8 +169,9 @@ def answers(connection: socket.socket, count: int) -> list[protocol.Answer]:
 
 def closed(connection: socket.socket) -> bool:
     """Say whether the relay closes the connection, whatever it says before."""
-    while connection.recv(65536):
-        pass
+    with contextlib.suppress(ConnectionResetError):  # it has not read all that was sent
+        while connection.recv(65536):
+            pass
     return True
 
 
@@ -228,7 +229,7 @@ def test_much_more_than_any_window_holds_goes_through(start, client, settings) -
 
 
 def test_large_messages_wait_for_room_and_all_arrive(start, raw, settings) -> None:
-    daemon = start(relay={"queue_bytes": 1_000_000})
+    daemon = start(relay={"queue_bytes": 1_000_000, "request_timeout": 3600.0})
     body = json.dumps({"n": 1, "padding": "x" * 700_000}).encode()
     ready = [sent(request(0, body=body)) for _ in range(6)]
     halves = [raw(data[:100_000]) for data in ready]
@@ -446,7 +447,7 @@ def test_a_disk_that_refuses_is_an_error_at_the_caller_and_keeps_the_spool(
             publisher.publish(TOPIC, {"n": 2})
         mine.append([protocol.encode_request(request(3))], timeout=PATIENCE)
         wait_until(lambda: "no space left" in daemon.outlet.spool_problem, PATIENCE)
-        assert any("no space left" in one for one in daemon.relay.reasons())
+        wait_until(lambda: any("no space left" in one for one in daemon.relay.reasons()), PATIENCE)
     wait_until(lambda: daemon.outlet.stats.spooled == 1, PATIENCE)
     publisher.publish(TOPIC, {"n": 4})
     wait_until(lambda: not daemon.relay.reasons(), PATIENCE)
@@ -497,7 +498,7 @@ def test_a_relay_that_does_not_answer_in_time_gets_the_message_from_the_spool_on
     daemon.outlet.settle, before = (lambda: (wait(), setattr(daemon.outlet, "settle", before))), daemon.outlet.settle
     receipt = publisher.publish(TOPIC, {"n": 2}, timeout=0.3)
     assert receipt.spooled
-    assert halt.is_set()
+    assert halt.wait(PATIENCE)
     assert publisher.publish(TOPIC, {"n": 3}, timeout=0.3).spooled
     go_on.set()
     wait_until(lambda: len(stored(settings())) == 3, PATIENCE)
@@ -516,8 +517,12 @@ def test_an_endpoint_that_another_process_holds_is_spooled_for_and_taken_up_when
             publisher = client()
             assert publisher.publish(TOPIC, {"n": 1}).spooled
             holder.close()
-            daemon.outlet.retry_at = 0.0
-            wait_until(lambda: daemon.outlet.stats.spooled == 1, PATIENCE)
+
+            def sent_on() -> bool:
+                daemon.outlet.retry_at = 0.0  # a try that is under way, and in vain, sets it anew
+                return bool(daemon.outlet.stats.spooled == 1)
+
+            wait_until(sent_on, PATIENCE)
             wait_until(lambda: not publisher.publish(TOPIC, {"n": 2}).spooled, PATIENCE)
         finally:
             daemon.stop()
@@ -530,13 +535,14 @@ def test_a_publisher_that_fails_is_opened_anew(start, client, settings, monkeypa
     daemon = start()
     publisher = client()
     publisher.publish(TOPIC, {"n": 1})
+    failing = daemon.outlet.publisher
     with monkeypatch.context() as patch:
 
         def fail(*_: object) -> None:
             raise ValueError("on purpose")
 
-        patch.setattr(daemon.outlet.publisher, "_on_beat", fail)
-        wait_until(lambda: daemon.outlet.publisher is None, PATIENCE)
+        patch.setattr(failing, "_on_beat", fail)
+        wait_until(lambda: daemon.outlet.publisher is not failing, PATIENCE)
     for number in range(2, 6):
         publisher.publish(TOPIC, {"n": number})  # spooled, unless it is open again already
     wait_until(lambda: len(stored(settings())) == 5, PATIENCE)
@@ -714,7 +720,7 @@ def test_who_keeps_his_spool_locked_keeps_only_himself_waiting(start, raw, setti
     (folder / "4000.lock").touch()
     for name in ("4000.messages", "4000.lock"):
         os.chown(folder / name, 4000, -1)
-    with spool.lock(folder, 0, timeout=1.0):
+    with spool.lock(folder, 0, timeout=PATIENCE):
         daemon = start(relay={"allow": (rule,)})
         connection = raw(sent(request(3)))
         wait_until(lambda: daemon.outlet.stats.spooled == 1, PATIENCE)
@@ -742,7 +748,7 @@ def test_who_keeps_his_spool_locked_keeps_only_himself_waiting(start, raw, setti
         protocol.frame(b"\0\0\xff\xff{}"),
         protocol.frame(b"\0\0\x13\x88" + b"[" * 5000),
         protocol.frame(b"\0\0\0\x03\xef\xbb\xbf"),
-        os.urandom(3000),
+        random.Random(7).randbytes(3000),
     ],
 )
 def test_garbage_is_answered_and_hurts_nobody_else(start, raw, client, settings, data: bytes) -> None:
@@ -771,12 +777,11 @@ def test_random_changes_of_good_requests_never_stop_it(start, raw, settings) -> 
         for _ in range(chance.randrange(1, 4)):
             data[chance.randrange(len(data))] = chance.randrange(256)
         connection = raw()
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             connection.sendall(data)
             connection.shutdown(socket.SHUT_WR)
         if chance.random() < 0.7:
-            with contextlib.suppress(ConnectionResetError):
-                assert closed(connection)
+            assert closed(connection)
         connection.close()
     assert answers(raw(sent(request(1))), 1)[0].receipt
     assert numbers(settings())[-1] == 1
@@ -838,7 +843,9 @@ def test_idle_connections_end_and_a_publisher_does_not_notice(start, client, raw
     assert closed(idle)
     wait_until(lambda: not daemon.relay.connections, PATIENCE)
     assert not publisher.publish(TOPIC, {"n": 2}).spooled
-    assert daemon.relay.stats.dropped == {"idle": 2}
+    # a slow machine may leave one idle more often
+    assert daemon.relay.stats.dropped.keys() == {"idle"}
+    assert daemon.relay.stats.dropped["idle"] >= 2
     assert numbers(settings()) == [1, 2]
 
 
