@@ -191,8 +191,8 @@ def test_a_server_that_falls_silent_is_asked_and_then_left(
         until(connection, b"never")
 
     with relay_to(silent):
-        wait_until(lambda: "no answer to a PING" in caplog.text, PATIENCE, "the deadline")
-    assert asked.is_set()
+        # a slow server may read the question only when it was left already, and is asked again
+        wait_until(lambda: "no answer to a PING" in caplog.text and asked.is_set(), PATIENCE, "the deadline")
 
 
 @pytest.mark.badinput("B50")

@@ -431,6 +431,17 @@ def test_an_answer_that_breaks_off_is_continued_where_it_was(publisher, reading)
     assert subscriber.got == list(range(1, 41))
 
 
+def test_the_first_beat_that_is_heard_tells_the_skew_though_the_journal_was_quicker(publisher, reading, clock):
+    publisher.publish([START])
+    subscriber = reading()
+    publisher.clock = ManualClock(clock.wall() + 3600.0)
+    catch_up(subscriber, publisher)  # with a beat that says the same
+    assert subscriber.reader.stats.skew == 0.0
+    subscriber.wire.append(publisher.beat())
+    subscriber.hear()
+    assert subscriber.reader.stats.skew == pytest.approx(3600.0, abs=1.0)
+
+
 @given(
     ahead=st.sampled_from([-3600.0, -20.0, -0.5, 0.0, 0.5, 20.0, 3600.0]),
     there=st.floats(0.0, 0.4),
