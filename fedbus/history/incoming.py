@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from operator import itemgetter
 from typing import NamedTuple
 
 from fedbus.history.places import first_place, partition_of, placed_ms, stated_ms
@@ -68,8 +69,9 @@ def keys_for(key: MessageKey) -> tuple[Key, Key]:
 def place(messages: Iterable[Message], now_ms: int) -> list[Row]:
     """Return the rows of *messages*, in their order."""
     rows: list[Row] = []
-    append = rows.append
+    append, make = rows.append, tuple.__new__  # a named tuple is quicker made by the class that it is of
     parcel: object = None
+    envelopes: list[bytes] = []
     endpoint = epoch = ""
     before_time = last = b""
     ms = stated = 0
@@ -77,10 +79,10 @@ def place(messages: Iterable[Message], now_ms: int) -> list[Row]:
     for message in messages:
         if message.parcel is not parcel:
             parcel, endpoint, epoch = message.parcel, message.endpoint, message.epoch
-            native = message.wire == NATIVE
+            envelopes, native = message.parcel.envelopes, message.wire == NATIVE
             before_time = f'","source":"fedbus:{endpoint}","type":"{message.topic}","time":"'.encode()
             start = _AFTER_ID + len(before_time)
-        envelope = message.envelope
+        envelope = envelopes[message.index]
         # In our own layout the time stands at a known place, and is the same for a batch; any other is decoded whole.
         if not envelope.startswith(before_time, _AFTER_ID):
             stated = _stated(message.attributes["time"])
@@ -88,7 +90,8 @@ def place(messages: Iterable[Message], now_ms: int) -> list[Row]:
         elif (stamp := envelope[start : start + _TIME_LENGTH]) != last:
             stated = _stated(stamp.decode("ascii", "replace"))
             ms, last = placed_ms(stated, now_ms), stamp
-        append(Row(Key(endpoint, epoch, message.sequence) if native else key_of(message), ms, stated, message))
+        key = make(Key, (endpoint, epoch, message.sequence)) if native else key_of(message)
+        append(make(Row, (key, ms, stated, message)))
     return rows
 
 
@@ -102,8 +105,13 @@ def _stated(stamp: str) -> int:
 def by_partition(rows: Iterable[Row], period: str) -> dict[str, list[Row]]:
     """Return the rows by the partition that they belong to."""
     found: dict[str, list[Row]] = {}
+    group: list[Row] = []
+    last: int | None = None
     for row in rows:
-        found.setdefault(partition_of(row.ms, period), []).append(row)
+        if row.ms != last:
+            last = row.ms
+            group = found.setdefault(partition_of(last, period), [])
+        group.append(row)
     return found
 
 
@@ -155,12 +163,8 @@ def give_slots(rows: list[Row], highest: int, last_of: dict[int, int]) -> list[t
             following[ms] = at + 1
         top = max(top, at)
         placed.append((at, row))
-    placed.sort(key=_by_place)
+    placed.sort(key=itemgetter(0))
     return placed
-
-
-def _by_place(one: tuple[int, Row]) -> int:
-    return one[0]
 
 
 def crowded(rows: Iterable[Row], highest: int) -> list[int]:
@@ -178,14 +182,20 @@ class Bundle(NamedTuple):
 def bundle(placed: Sequence[tuple[int, Row]], now_ms: int) -> list[Bundle]:
     """Return the rows by the parcel that they came in."""
     groups: dict[int, list[tuple[int, Row]]] = {}
+    group: list[tuple[int, Row]] = []
+    last: object = None
     for one in placed:
-        message = one[1].message
-        # what has no seal for several has one for each
-        groups.setdefault(id(message.parcel) if message.wire == NATIVE else id(message), []).append(one)
+        _, (_, _, _, message) = one
+        if message.parcel is not last:
+            # what has no seal for several has one for each
+            native = message.wire == NATIVE
+            last = message.parcel if native else None
+            group = groups.setdefault(id(message.parcel) if native else id(message), [])
+        group.append(one)
     found = []
     for group in groups.values():
-        proof, first = proof_of([row.message for _, row in group], now_ms)
-        found.append(Bundle(proof, [(at, row, row.message.index - first) for at, row in group]))
+        proof, first = proof_of([row[3] for _, row in group], now_ms)
+        found.append(Bundle(proof, [(at, row, row[3].index - first) for at, row in group]))
     return found
 
 

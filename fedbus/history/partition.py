@@ -158,7 +158,7 @@ class Partition:
                 self._add_bundle(one)
             connection.executemany(
                 "INSERT INTO word (rowid, text) VALUES (?, ?)",
-                [(at, words_of(row.message, texts)) for at, row in placed],
+                [(at, words_of(message, texts)) for at, (_, _, _, message) in placed],
             )
             self._count(bundles)
             connection.execute("UPDATE fact SET value = value + 1 WHERE name = 'writes'")
@@ -206,9 +206,13 @@ class Partition:
         _, first, _ = one.rows[0]
         topic = self._number("topic", first.message.topic)
         stream = self._number("stream", (first.key.endpoint, first.key.epoch))
+        envelopes = first.message.parcel.envelopes
         self.connection.executemany(
             "INSERT INTO message VALUES (?, ?, ?, ?, ?, ?, ?)",
-            [(at, stream, row.key.sequence, topic, number, leaf, row.message.envelope) for at, row, leaf in one.rows],
+            [
+                (at, stream, key.sequence, topic, number, leaf, envelopes[message.index])
+                for at, (key, _, _, message), leaf in one.rows
+            ],
         )
 
     def _count(self, bundles: Iterable[Bundle]) -> None:
@@ -216,7 +220,9 @@ class Partition:
         for one in bundles:
             topic = self._number("topic", one.rows[0][1].message.topic)
             assert topic is not None
-            hours = [at // HOUR_PLACES for at, _, _ in one.rows]
+            begin, end = one.rows[0][0] // HOUR_PLACES, one.rows[-1][0] // HOUR_PLACES
+            # they are sorted, and almost always of one hour
+            hours = [begin] * len(one.rows) if begin == end else [at // HOUR_PLACES for at, _, _ in one.rows]
             for hour in set(hours):
                 counts[topic, hour] = counts.get((topic, hour), 0) + hours.count(hour)
         self.connection.executemany(
