@@ -42,7 +42,7 @@ PAGES = [ROOT / "README.rst", *sorted((ROOT / "doc").glob("*.rst"))]
 CODE = re.compile(r"^( *)\.\. code-block:: *(\w+)\n((?: +:[a-z-]+:.*\n)*)\n((?:(?:\1   .*)?\n)+)", re.M)
 LITERAL = re.compile(r"(?:^|\n)[^\n]*::\n\n((?:(?:    .*)?\n)+)")
 ENDPOINTS = ("koji.build01", "bodhi.web01")
-PATIENCE = 60  # seconds for one block
+PATIENCE = 300  # seconds for one block
 SERVERS = {"irc": ("ngircd", "6667")}  # what the examples of a page start, and the port that is replaced by a free one
 
 

@@ -48,7 +48,7 @@ def imported(*arguments: str) -> set[str]:
         f"code = run(fedbus_command, 'fedbus', {list(arguments)!r})\n"
         "print('\\nMODULES', *sys.modules)\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=180)
     return set(done.stdout.rpartition("MODULES")[2].split())
 
 
@@ -228,7 +228,7 @@ def test_a_later_signal_ends_what_does_not_stop_by_itself():
             process.terminate()
             return process.poll() is not None
 
-        wait_until(insist, 20.0, "the end of the process")
+        wait_until(insist, 60.0, "the end of the process")
         assert process.returncode == 143
         assert process.stderr.read() == ""
     finally:
@@ -245,6 +245,6 @@ def test_closed_standard_streams_are_filled_so_that_no_socket_gets_their_numbers
         preexec_fn=lambda: os.closerange(0, 3),
         close_fds=False,
         check=False,
-        timeout=60,
+        timeout=180,
     )
     assert done.returncode == 0

@@ -38,7 +38,7 @@ def logged(form: str, tmp_path: Path, *, journal: bool, other: bool = False) -> 
         stream = f"{found.st_dev}:{found.st_ino + other}"
         environment = {**os.environ, "JOURNAL_STREAM": stream} if journal else dict(os.environ)
         code = LOG.format(form=form)
-        subprocess.run([sys.executable, "-c", code], stderr=file, env=environment, check=True, timeout=60)
+        subprocess.run([sys.executable, "-c", code], stderr=file, env=environment, check=True, timeout=180)
     return path.read_text().splitlines()
 
 

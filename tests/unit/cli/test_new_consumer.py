@@ -38,7 +38,7 @@ def test_what_is_written_passes_its_own_test_and_is_loaded_with_its_settings(tmp
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=180,
     )
     assert tested.returncode == 0, tested.stdout
     assert "2 passed" in tested.stdout
@@ -63,7 +63,7 @@ def test_what_is_written_is_clean(tmp_path):
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=180,
         )
         assert checked.returncode == 0, checked.stdout
 

@@ -187,7 +187,7 @@ def test_without_any_schema_the_compiled_validator_is_not_loaded(folder: Path) -
         "assert not {'jsonschema_rs', 'jsonschema'} & sys.modules.keys(), 'loaded for nothing'\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, folder], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", program, folder], capture_output=True, text=True, timeout=180, check=False
     )
     assert done.returncode == 0, done.stderr
 

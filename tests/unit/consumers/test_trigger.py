@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -164,10 +165,13 @@ def test_a_command_over_its_time_is_ended_with_all_that_it_has_started(trigger, 
         "with open(sys.argv[1], 'a') as file: file.write(f'{os.getpid()}\\n')\n"
         "time.sleep(600)"
     )
-    one = trigger(code, str(pids), timeout=1.5, kill_after=0.1)
-    with pytest.raises(CommandFailed, match=r"longer than its timeout of 1\.5 s"):
-        one.consume(message({}))
-    assert lines(pids)
+    for seconds in ("1.5", "10", "60"):  # in which both have to start, on a machine that may be busy
+        one = trigger(code, str(pids), timeout=float(seconds), kill_after=0.1)
+        with pytest.raises(CommandFailed, match=f"longer than its timeout of {seconds} s"):
+            one.consume(message({}))
+        if len(lines(pids)) >= 2:
+            break
+    assert len(lines(pids)) >= 2
     wait_until(lambda: not any(alive(int(pid)) for pid in lines(pids)), what="the end of the whole group")
 
 
@@ -209,7 +213,7 @@ def test_commands_of_several_workers_run_at_the_same_time(trigger, tmp_path):
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(30)
+        worker.join(60)
         assert not worker.is_alive()
 
 
@@ -222,7 +226,8 @@ def test_nothing_is_left_open_by_commands_that_have_ended(trigger):
     for _ in range(20):
         with pytest.raises(CommandFailed):
             one.consume(message({}))
-    assert len(list(Path("/proc/self/fd").iterdir())) <= before
+    # what another thread of this process opens just now is not ours; one for each command would be twenty
+    assert len(list(Path("/proc/self/fd").iterdir())) < before + 10
 
 
 def alive(pid: int) -> bool:
@@ -243,13 +248,19 @@ NOTE = (
 
 
 def test_a_command_runs_once_for_each_key_with_its_last_message_when_things_are_quiet(trigger, tmp_path):
-    got = tmp_path / "got"
-    one = trigger(NOTE, str(got), debounce={"quiet": 1.0, "by": "package", "state": str(tmp_path / "state.db")})
-    for number in range(20):
-        one.consume(message({"n": number, "package": "bash" if number % 2 else "zsh"}))
-    wait_until(lambda: len(lines(got)) >= 2, 30)
+    for quiet in (1.0, 10.0, 60.0):
+        folder = tmp_path / str(quiet)
+        folder.mkdir()
+        got, began = folder / "got", time.monotonic()
+        one = trigger(NOTE, str(got), debounce={"quiet": quiet, "by": "package", "state": str(folder / "state.db")})
+        for number in range(20):
+            one.consume(message({"n": number, "package": "bash" if number % 2 else "zsh"}))
+        if time.monotonic() - began < quiet:
+            break
+        one.stop()  # a machine so busy that things were quiet in between
+    wait_until(lambda: len(lines(got)) >= 2, quiet + 60.0)
     assert sorted(lines(got)) == ["18 zsh", "19 bash"]
-    wait_until(lambda: waiting(tmp_path) == 0, what="an empty file of what waits")
+    wait_until(lambda: waiting(folder) == 0, what="an empty file of what waits")
 
 
 def test_messages_that_never_pause_hold_a_command_up_for_the_longest_time_only(trigger, tmp_path):
@@ -258,7 +269,7 @@ def test_messages_that_never_pause_hold_a_command_up_for_the_longest_time_only(t
     assert one._debounced is not None
     one._debounced._longest = 0.2
     one.consume(message({"n": 0, "package": "bash"}))
-    wait_until(lambda: lines(got) == ["0 bash"], 30)
+    wait_until(lambda: lines(got) == ["0 bash"], 60)
 
 
 def test_what_waits_for_quiet_outlives_the_hub(trigger, tmp_path):
@@ -270,7 +281,7 @@ def test_what_waits_for_quiet_outlives_the_hub(trigger, tmp_path):
     assert waiting(tmp_path) == 1
     assert (tmp_path / "state.db").stat().st_mode & 0o077 == 0
     trigger(NOTE, str(got), debounce={**settings, "quiet": 0})
-    wait_until(lambda: lines(got) == ["1 bash"], 30)
+    wait_until(lambda: lines(got) == ["1 bash"], 60)
 
 
 def test_a_relative_file_is_below_the_state_folder_of_the_bus(trigger, tmp_path):
@@ -311,7 +322,7 @@ def test_a_debounced_command_that_fails_is_tried_again_so_many_times_and_then_gi
     got = tmp_path / "got"
     one = trigger(NOTE, str(got), debounce={"quiet": 0, "attempts": 2, "state": str(tmp_path / "state.db")})
     one.consume(message({"n": 1, "package": "bash", "code": 3}))
-    wait_until(lambda: any("gave up after 2 attempts" in record.getMessage() for record in caplog.records), 30)
+    wait_until(lambda: any("gave up after 2 attempts" in record.getMessage() for record in caplog.records), 60)
     wait_until(lambda: waiting(tmp_path) == 0)
     assert lines(got) == ["1 bash", "1 bash"]
 
@@ -321,10 +332,10 @@ def test_a_message_that_comes_while_its_command_runs_makes_it_run_once_more(trig
     code = f"{NOTE.rpartition(chr(10))[0]}\nimport os, time\nwhile not os.path.exists(sys.argv[2]): time.sleep(0.01)"
     one = trigger(code, str(got), str(gate), debounce={"quiet": 0, "state": str(tmp_path / "state.db")})
     one.consume(message({"n": 1, "package": "bash"}))
-    wait_until(lambda: lines(got) == ["1 bash"], 30)
+    wait_until(lambda: lines(got) == ["1 bash"], 60)
     one.consume(message({"n": 2, "package": "bash"}))
     gate.touch()
-    wait_until(lambda: lines(got) == ["1 bash", "2 bash"], 30)
+    wait_until(lambda: lines(got) == ["1 bash", "2 bash"], 60)
     wait_until(lambda: waiting(tmp_path) == 0)
 
 
@@ -343,7 +354,7 @@ def test_stopping_ends_commands_that_still_run(trigger, tmp_path):
     settings = {"quiet": 0, "state": str(tmp_path / "state.db")}
     one = trigger(code, str(got), kill_after=0.1, timeout=600, debounce=settings)
     one.consume(message({}))
-    (pid,) = wait_until(lambda: lines(got), 30)
+    (pid,) = wait_until(lambda: lines(got), 60)
     one.stop()
     wait_until(lambda: not alive(int(pid)), what="the end of the command")
     assert waiting(tmp_path) == 1  # it was not done
@@ -360,10 +371,10 @@ def test_commands_of_a_hub_that_is_killed_are_ended_too(spawn, tmp_path):
         "one.act({})"
     )
     hub = spawn(program, *PYTHON, code, str(got), command=(sys.executable, "-c"))
-    (pid,) = wait_until(lambda: lines(got), 30)
+    (pid,) = wait_until(lambda: lines(got), 60)
     os.kill(hub.process.pid, signal.SIGKILL)
     hub.wait()
-    wait_until(lambda: not alive(int(pid)), 30, "the end of the command")
+    wait_until(lambda: not alive(int(pid)), 60, "the end of the command")
 
 
 # --- settings --------------------------------------------------------------------------------------------------------

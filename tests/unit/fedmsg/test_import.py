@@ -174,7 +174,7 @@ def test_no_file_however_hostile_does_more_than_be_refused(name: str, tmp_path: 
         [sys.executable, "-c", program, str(folder)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         cwd=tmp_path,
         check=False,
     )

@@ -66,7 +66,7 @@ def test_waiting_ends_with_an_item_or_when_somebody_wakes_it(feed):
         thread.start()
         wait_until(lambda: feed._sleeping)
         end()
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()
         feed.pop()
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from fedbus.monitor.notify import Keeper, Notifier
 from tests.support import wait_until
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 
 
 class Manager:

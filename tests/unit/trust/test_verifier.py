@@ -148,7 +148,7 @@ def test_a_certificate_signed_with_sha_1_is_refused(tmp_path, verifier, authorit
     leaf = tmp_path / "leaf.crt"
 
     def openssl(*arguments: str | Path) -> None:
-        subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True, timeout=60)
+        subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True, timeout=180)
 
     openssl("req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj",
             "/CN=koji.build01", "-keyout", tmp_path / "leaf.key", "-out", request)  # fmt: skip

@@ -125,7 +125,7 @@ def test_the_checker_imports_nothing_of_fedbus(tmp_path: Path) -> None:
         "names = {name.partition('.')[0] for name in sys.modules}\n"
         "assert not names & {'fedbus', 'zmq', 'orjson', 'msgspec'}, names\n"
     )
-    done = subprocess.run([sys.executable, "-I", str(probe)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-I", str(probe)], capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stdout + done.stderr
     imported = set()
     for node in ast.walk(ast.parse(CHECK.read_bytes())):
