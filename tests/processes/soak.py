@@ -65,7 +65,7 @@ ARMS = {
         "cursor.commit.after=kill%0.1",
     ),
 }
-CLOSING_SECONDS = 180.0  # for all that was acknowledged to arrive, once everything is well again
+CLOSING_SECONDS = 600.0  # for all that was acknowledged to arrive, once everything is well again
 SAMPLE_SECONDS = 2.0
 TELL_SECONDS = 60.0
 WARM_PART = 1 / 3  # of a life, in which its queues and caches may still grow to their bounds
@@ -325,17 +325,17 @@ class Soak:
         if self.options.kills:
             self.run_kills()
         else:
-            self.run_faults(began)
+            self.run_faults()
         self.recover()
         answer = self.finish()
         if self.options.folder is None:
             shutil.rmtree(self.folder, ignore_errors=True)
         return self.report(answer, time.monotonic() - began)
 
-    def run_faults(self, began: float) -> None:
+    def run_faults(self) -> None:
         """One fault of each kind for the longest time, one after the other; then any, until the time is over."""
         options = self.options
-        deadline = began + options.seconds
+        deadline = time.monotonic() + options.seconds
         if options.seconds >= 20 * options.longest:
             longest = options.longest
             for one in (
@@ -346,9 +346,11 @@ class Soak:
             ):
                 one()
                 self.until(time.monotonic() + longest + 5.0)
-        while time.monotonic() < deadline:
+        # on a slow machine there are few faults in that time, and one of them has to be a kill
+        while time.monotonic() < deadline or not self.kills:
             self.fault()
-            self.until(min(deadline, time.monotonic() + self.chance.expovariate(1.0 / options.every)))
+            pause = time.monotonic() + self.chance.expovariate(1.0 / options.every)
+            self.until(min(deadline, pause) if self.kills else pause)
 
     def run_kills(self) -> None:
         """Kill each worker again and again, after a random part of its life; starting it takes most of that."""
@@ -408,7 +410,7 @@ class Soak:
             "spooled": answer["spooled"],
             "refused": answer["refused"],
             "unknown": answer["maybe"],
-            "kills": sum(count for what, count in self.done.items() if what.startswith(("killed", "died"))),
+            "kills": self.kills,
             "faults_done": dict(sorted(self.done.items())),
             "consumers": {
                 name: {what: one[what] for what in ("lives", "got", "repeats")}
@@ -420,6 +422,11 @@ class Soak:
             "wrong": answer["fault_count"],
             "memory": self.slopes,
         }
+
+    @property
+    def kills(self) -> int:
+        """How many processes were killed, or died at a failpoint."""
+        return sum(count for what, count in self.done.items() if what.startswith(("killed", "died")))
 
     def close(self) -> None:
         """End all processes, whatever has happened."""

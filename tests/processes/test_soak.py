@@ -19,7 +19,7 @@ SEED = int(os.environ.get("FEDBUS_SOAK_SEED", "0"))
 @pytest.mark.fault("F5")
 @pytest.mark.fault("F7")
 @pytest.mark.fault("F26")
-@pytest.mark.timeout(SECONDS + 240)
+@pytest.mark.timeout(SECONDS + 1800)
 def test_what_was_acknowledged_arrives_once_and_in_order_whatever_befalls_whom(tmp_path: Path) -> None:
     report = run(Options(seconds=SECONDS, seed=SEED, longest=SECONDS / 8, every=1.0, folder=tmp_path))
     print(json.dumps(report, indent=1))
