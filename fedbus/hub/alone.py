@@ -58,6 +58,9 @@ class Alone(Crew):
     def stop(self) -> None:
         pass  # it looks by itself, before each message
 
+    def adopt(self, *, messages: int, size: int) -> None:
+        pass  # it has one message in hand
+
     def kill(self) -> None:
         if isinstance(self._enabled.consumer, Isolated):
             self._enabled.consumer.kill()

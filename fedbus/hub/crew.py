@@ -39,6 +39,10 @@ class Crew(ABC):
     # --- for any thread ----------------------------------------------------------------------------------------
 
     @abstractmethod
+    def adopt(self, *, messages: int, size: int) -> None:
+        """Have at most so many *messages* and bytes in hand from now on, where there are ever more than one."""
+
+    @abstractmethod
     def stop(self) -> None:
         """Nothing else is to be begun; the consumer's :class:`~fedbus.hub.trying.Trying` was told so before."""
 

@@ -350,9 +350,15 @@ class DeadLetters(Database):
 
 
 def is_behind(key: MessageKey, cursor: Mapping[str, Position]) -> bool:
-    """Return whether *cursor* has passed the message: it will not come again from its stream."""
+    """Return whether *cursor* has passed the message: it will not come again from its stream.
+
+    An epoch is a UUID of version 7 (RFC 9562, 5.7), so the later one is the greater: a cursor that still stands in an
+    older epoch has not come to the message.
+    """
     place = cursor.get(key.endpoint)
-    return place is not None and (place.epoch != key.epoch or place.sequence >= key.sequence)
+    if place is None:
+        return False
+    return place.sequence >= key.sequence if place.epoch == key.epoch else place.epoch > key.epoch
 
 
 def _letter(row: tuple[int, str, str, str, int, str, str, int, int, int, int, int]) -> Letter:

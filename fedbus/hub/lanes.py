@@ -225,6 +225,13 @@ class Lanes:
 
     # --- for any thread ----------------------------------------------------------------------------------------
 
+    def resize(self, *, messages: int, size: int) -> None:
+        """Let other numbers of messages and bytes in from now on."""
+        with self._lock:
+            self._most = max(messages, 2 * self._batch.messages if self._batch is not None else 1)
+            self._most_size = size
+            self._progress.notify_all()
+
     def stop(self) -> None:
         """There is to be no more work."""
         with self._lock:

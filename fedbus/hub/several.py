@@ -142,6 +142,9 @@ class Several(Crew):
             else:
                 done.set_result(None)
 
+    def adopt(self, *, messages: int, size: int) -> None:
+        self._lanes.resize(messages=messages, size=size)
+
     def kill(self) -> None:
         for worker in self._workers:
             if isinstance(worker.consumer, Isolated):

@@ -88,6 +88,8 @@ def test_attempts_are_kept_until_the_cursor_has_passed(store):
     assert store.attempts("irc", {"koji.build01": Position(EPOCH, 5)}) == {key(6): Attempts(4, settled=True)}
     assert store.attempts("irc", {"koji.build01": Position(LATER, 0)}) == {}
     assert store.attempts("other", {}) == {key(5): Attempts(1)}
+    older = EPOCH.replace("0192f0c0", "0192f0bf")
+    assert store.attempts("other", {"koji.build01": Position(older, 99)}) == {key(5): Attempts(1)}, "still to come"
     store.forget("other", [key(5)])
     assert store.attempts("other", {}) == {}
     assert len(store.list("irc")) == 1

@@ -62,6 +62,16 @@ def test_what_is_to_be_tried_again_comes_before_all_behind_it_and_lets_other_key
     assert sequences(there.take()) == [1, 2, 3]
 
 
+def test_other_bounds_are_in_force_at_once():
+    there = lanes(messages=2)
+    there.put([job(1), job(2)])
+    assert there.room(0.0) == 0
+    there.resize(messages=5, size=10**9)
+    assert there.room(0.0) == 3
+    there.resize(messages=5, size=100)
+    assert there.room(0.0) == 0, "by its size"
+
+
 def test_the_place_of_a_stream_is_before_the_first_that_is_not_done():
     there = lanes()
     there.put([job(number, number) for number in (3, 5, 8)] + [job(7, "b", BODHI)])
