@@ -64,6 +64,7 @@ POINTS: Final[Mapping[str, str]] = {
     "spool.taken": "the spool has got the name under which it is sent, and nothing of it is sent",
     "spool.remove": "all of the spool is in the journal, and it is still there",
     "relay.journaled": "a message is in the journal, and who handed it in does not know",
+    "hub.intake": "a hub has taken messages in, and no consumer has them yet",
     "hub.consumed": "a consumer has worked on messages, and its cursor does not say so",
     "irc.send": "a line of a message is about to be sent to a channel",
 }

@@ -146,6 +146,7 @@ def _run(
             reload=opened.reload,
             turned_at=lambda: opened.beat_at,
             reasons=opened.reasons,
+            live=lambda: opened.live(_LIVE_SECONDS),
             drain_seconds=options.drain_timeout,
         ):
             try:

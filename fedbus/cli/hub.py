@@ -108,6 +108,7 @@ def _run(
             reload=daemon.reload,
             turned_at=lambda: daemon.beat_at,
             reasons=daemon.reasons,
+            live=daemon.live,
             drain_seconds=options.drain_timeout,
         ):
             try:
@@ -115,8 +116,8 @@ def _run(
                     seconds=seconds, on_ready=lambda: _say_ready(daemon, str(given.get("log_form")), service)
                 )
             finally:
-                if daemon.unfinished():
-                    # threads in a consumer's call cannot be ended, and the bus cannot be closed around them
+                if not daemon.ended:
+                    # threads that hang, in a consumer's call for one, cannot be ended, nor the bus closed around them
                     logging.shutdown()
                     _leave(daemon.exit_code if sys.exc_info()[0] is None else 1)
 

@@ -24,14 +24,16 @@ class Service:
                 reload=daemon.reload,
                 turned_at=lambda: daemon.beat_at,
                 reasons=daemon.reasons,
+                live=daemon.live,
                 drain_seconds=options.drain_timeout,
             ):
                 daemon.run(on_ready=lambda: service.ready("endpoints=3"))
         return 0
 
     SIGTERM and SIGINT call *stop*, SIGHUP calls *reload*. *turned_at* is the monotonic time of the last round of the
-    daemon's own loop, which must come round at least once a second; *reasons* are those of ``/ready``. The pages of its
-    HTTP port are :func:`fedbus.monitor.http.daemon_pages`.
+    daemon's own loop, which must come round at least once a second; *live* is that of ``/live``, and says whether its
+    other threads come round too; *reasons* are those of ``/ready``. The pages of its HTTP port are
+    :func:`fedbus.monitor.http.daemon_pages`.
     """
 
     def __init__(self) -> None:
@@ -56,10 +58,11 @@ class Service:
         reload: Callable[[], object],
         turned_at: Callable[[], float],
         reasons: Callable[[], list[str]],
+        live: Callable[[], bool] = lambda: True,
         drain_seconds: float,
     ) -> Iterator[Stop]:
         """Let a daemon that has been opened have the signals, and the service manager know how it is."""
-        keeper = Keeper(turned_at=turned_at, reasons=reasons)
+        keeper = Keeper(turned_at=turned_at, reasons=reasons, live=live)
         if keeper.watched and sys.stderr is not None:
             # the manager ends what hangs with SIGABRT, and then the log has where each thread stood
             with contextlib.suppress(OSError, ValueError, AttributeError):

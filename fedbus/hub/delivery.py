@@ -36,6 +36,7 @@ SINCE = "*"
 _IDLE_SECONDS = 0.5
 _JOIN_SECONDS = 2.0  # that reaching the feed may take before the consumer lets go of it again
 _JOIN_AGAIN_SECONDS = 0.5
+_OPEN_AGAIN_SECONDS = 1.0  # between two tries to read journals where that has failed
 _HELD_MESSAGES = 2000  # of one stream, from the feed, while the journal is read up to them
 _CHOICES = 10_000  # topics whose choice is remembered
 
@@ -88,6 +89,8 @@ class Delivery(threading.Thread):
         self._through = through
         self._started_ms = started_ms
         self._fault = ""  # why it gets nothing at the moment
+        self._own_fault = ""  # why it cannot read journals at the moment
+        self._open_at = 0.0  # when that is tried again
         self._choices: dict[str, bool] = {}
         self._read: Cursor = {}  # up to where messages were handed to the crew
         self._since_ms = started_ms
@@ -103,7 +106,8 @@ class Delivery(threading.Thread):
     @property
     def failure(self) -> str:
         """Why it gets nothing, or not all, at the moment; empty when all is well."""
-        return self._fault or self.trying.failure or (self.crew.failure if self.crew is not None else "")
+        found = self._fault or self._own_fault or self.trying.failure
+        return found or (self.crew.failure if self.crew is not None else "")
 
     @property
     def dead(self) -> Held:
@@ -143,6 +147,8 @@ class Delivery(threading.Thread):
         """Go on with other *options*, as far as they can change while it runs."""
         self.trying.options = options
         self.feed.resize(messages=options.queue_messages, size=options.queue_bytes)
+        if self.crew is not None:
+            self.crew.adopt(messages=options.queue_messages, size=options.queue_bytes)
 
     # --- the cursor --------------------------------------------------------------------------------------------
 
@@ -352,6 +358,7 @@ class Delivery(threading.Thread):
         known = self._source.endpoints
         chosen: list[Endpoint] = [known[name] for name in self._behind if name in known]
         if not chosen:
+            self._own_fault = ""
             return
         positions = {one.name: self._read[one.name] for one in chosen if one.name in self._read}
         clock = self._source.clock
@@ -359,10 +366,25 @@ class Delivery(threading.Thread):
         if self._since_ms:
             # an age, not a time: the publisher takes it from its own clock
             since = Since(age=(max(0.0, clock.wall() - self._since_ms / 1000), clock.monotonic()))
-        self._own = self._source.subscribe(
-            chosen, self.filters, since=since, positions=positions, on_loss=self._on_loss
-        )
+        try:
+            self._own = self._source.subscribe(
+                chosen, self.filters, since=since, positions=positions, on_loss=self._on_loss
+            )
+        except Exception as error:
+            self._cannot_read(error)
+            return
         self._own_readers = {reader.endpoint: reader for reader in self._own.readers()}
+        if self._own_fault:
+            log.warning("consumer %s: journals can be read again", self.enabled.name)
+            self._own_fault = ""
+
+    def _cannot_read(self, error: Exception) -> None:
+        """Descriptors or memory have run out, or there is a fault of ours: try again, from the same places."""
+        self._close_own()
+        self._open_at = self._source.clock.monotonic() + _OPEN_AGAIN_SECONDS
+        if not self._own_fault:
+            log.error("consumer %s: journals cannot be read, it is tried again", self.enabled.name, exc_info=error)
+        self._own_fault = f"journals cannot be read: {type(error).__name__}: {error}"
 
     def _close_own(self) -> None:
         if self._own is not None:
@@ -373,9 +395,18 @@ class Delivery(threading.Thread):
     def _read_journals(self, *, wait: bool) -> None:
         own = self._own
         if own is None:
-            self._open_own()
+            self.caught_up = False
+            left = self._open_at - self._source.clock.monotonic()
+            if left <= 0.0:
+                self._open_own()
+            elif wait:
+                self.feed.wait(left)
             return
-        messages = own.receive(0.0)
+        try:
+            messages = own.receive(0.0)
+        except Exception as error:
+            self._cannot_read(error)
+            return
         if messages:
             endpoint, epoch = messages[0].endpoint, messages[0].epoch
             through = messages[-1].sequence
@@ -398,7 +429,9 @@ class Delivery(threading.Thread):
 
     def _look(self, endpoint: str, behind: _Behind, now: float, *, idle: bool) -> None:
         """See how far the journal of one stream was read, and join the feed where that is possible."""
-        reader = self._own_readers[endpoint]
+        reader = self._own_readers.get(endpoint)
+        if reader is None:
+            return  # it has just been removed from the endpoints; the next round takes note of that
         place = self._read.get(endpoint)
         reached = reader.position if reader.handed == reader.accounted else None
         if reached is not None:
@@ -429,8 +462,12 @@ class Delivery(threading.Thread):
         self.stats.caught_up += 1
         if not self._behind:
             self._close_own()
+            self._own_fault = ""
         elif self._own is not None:
-            self._own.update([one for one in self._source.endpoints.values() if one.name in self._behind])
+            try:
+                self._own.update([one for one in self._source.endpoints.values() if one.name in self._behind])
+            except Exception as error:
+                self._cannot_read(error)
         for item in behind.held:
             self._take(item)
 

@@ -26,9 +26,11 @@ from fedbus.transport.endpoint import Endpoint
 
 log = logging.getLogger(__name__)
 
+_LIVE_SECONDS = 30.0  # after which it counts as hanging when its own thread, or the intake, does not come round
 _TICK = 0.25  # seconds between two rounds of the hub's own thread
 _WATCH_SECONDS = 1.0
 _KILL_SECONDS = 2.0  # that it takes a consumer's thread to notice that its process was killed
+_BEAT_SECONDS = 1.0  # between two signs of life while consumers have time to finish
 _DEAD_SECONDS = 1.0  # between two looks whether people have requeued or dropped dead letters
 _SAID_AGAIN = 30.0  # seconds between two lines about a cursor store that refuses
 
@@ -175,8 +177,11 @@ class Hub:
         if self.intake is not None:
             threads.append(self.intake)
         for thread in threads:
-            if thread.ident is not None:
-                thread.join(max(0.0, deadline - clock.monotonic()))
+            while thread.ident is not None and thread.is_alive():
+                self.beat_at = now = clock.monotonic()
+                if now >= deadline:
+                    break
+                thread.join(min(_BEAT_SECONDS, deadline - now))
         for delivery in ending:
             if delivery.is_alive():
                 delivery.tell_of_deadline(self.options.drain_timeout)
@@ -185,6 +190,8 @@ class Hub:
         self._ending = ending
         if self.intake is not None and self.intake.ident is None:
             self.intake.subscriber.close()
+        elif self.intake is not None and self.intake.is_alive():
+            log.error("the intake has not ended within %g s; it is left behind", self.options.drain_timeout)
         self._commit(clock.monotonic(), last=True)
         if self._http is not None:
             self._http.stop()
@@ -207,6 +214,11 @@ class Hub:
     def unfinished(self) -> list[Delivery]:
         """Return those whose consumer is still in a call; after :meth:`close` only ending the process ends them."""
         return [delivery for delivery in self._ending or self.deliveries if delivery.is_alive()]
+
+    @property
+    def ended(self) -> bool:
+        """Whether no thread is left of it that holds something of the bus; before that the bus cannot be closed."""
+        return not self.unfinished() and (self.intake is None or not self.intake.is_alive())
 
     # --- how it is ---------------------------------------------------------------------------------------------
 
@@ -239,6 +251,15 @@ class Hub:
         """Return where the endpoints come from, and whether that is as it should be; None where nothing changes it."""
         return self._watch.figures() if isinstance(self._watch, Watch) else None
 
+    def live(self) -> bool:
+        """Say whether the hub's own thread and the intake have both come round within half a minute.
+
+        Consumers do not count: one that hangs must not take the others with it.
+        """
+        intake = self.intake
+        own = self.source.clock.monotonic() - self.beat_at < _LIVE_SECONDS
+        return own and (intake is None or intake.live(_LIVE_SECONDS))
+
     def reasons(self) -> list[str]:
         """Return why the hub is not ready, or is ready only in part; empty when all is well."""
         intake = self.intake
@@ -254,6 +275,8 @@ class Hub:
             found.append(f"cursors are not written: {self._store_failure}")
         if intake.failure:
             found.append(f"intake: {intake.failure}")
+        elif not intake.live(_LIVE_SECONDS):
+            found.append(f"intake: it hangs, no message has been taken in for {_LIVE_SECONDS:g} s or longer")
         elif not intake.caught_up:
             found.append("intake: not caught up")
         if self._stop_asked or self._closed:

@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Iterable, Sequence
 
+from fedbus.failpoints import ARMED, hit
 from fedbus.hub.feed import Feed, Item
 from fedbus.hub.source import Source
 from fedbus.model.message import Message, Sealed
@@ -46,6 +47,9 @@ class Intake(threading.Thread):
         self._source = source
         self._readers: dict[str, StreamReader] = {}
         self._broken: set[str] = set()  # streams in which the intake missed something since its last item
+        self._unseen: set[str] = set()  # of which it lost what came first: nobody begins with them here
+        self._doubted: set[str] = set()  # of which perhaps not everybody got what `through` says
+        self._turned_at = source.clock.monotonic()
         self._wanted: list[Endpoint] | None = None
         self._next_look = 0.0
         self._stopping = False
@@ -68,17 +72,47 @@ class Intake(threading.Thread):
         """Return the state of each stream, for status and metrics."""
         return list(self._readers.values())
 
+    @property
+    def stopping(self) -> bool:
+        """Whether it was asked to end."""
+        return self._stopping
+
+    def live(self, limit: float) -> bool:
+        """Say whether the thread has come round within *limit* seconds; one that was told to end may have ended."""
+        if self.ident is None:
+            return True
+        if not self.is_alive():
+            return self._stopping
+        # a flood keeps it for long in one look for messages, and that is work
+        turned = max(self._turned_at, self.subscriber.turned_at)
+        return self._source.clock.monotonic() - turned < limit
+
     def run(self) -> None:
-        while not self._stopping:
-            try:
-                self._step()
-                self.failure = ""
-            except Exception as error:
-                # nothing that comes from outside may end a daemon; if it is a fault of ours, the log shows where
-                self.failure = f"{type(error).__name__}: {error}"
-                log.exception("the intake failed; it goes on in %s s", _FAILED_PAUSE)
-                self._pause(_FAILED_PAUSE)
-        self.subscriber.close()
+        try:
+            while not self._stopping:
+                self._turned_at = self._source.clock.monotonic()
+                try:
+                    self._step()
+                    self.failure = ""
+                except Exception as error:
+                    # nothing that comes from outside may end a daemon; if it is a fault of ours, the log shows where
+                    self.failure = f"{type(error).__name__}: {error}"
+                    self._miss_all()
+                    log.exception("the intake failed; it goes on in %s s", _FAILED_PAUSE)
+                    self._pause(_FAILED_PAUSE)
+        except BaseException as error:
+            self.failure = f"its thread has ended: {type(error).__name__}: {error}"
+            log.critical("the intake has ended, and no consumer gets anything", exc_info=error)
+        finally:
+            self.subscriber.close()
+
+    def _miss_all(self) -> None:
+        """What was taken in may not have been put: let nobody believe that the next item follows on the last one."""
+        for endpoint in self._readers:
+            self._broken.add(endpoint)
+            self._doubted.add(endpoint)
+            if endpoint not in self.through:
+                self._unseen.add(endpoint)
 
     def _pause(self, seconds: float) -> None:
         deadline = self._source.clock.monotonic() + seconds
@@ -89,6 +123,8 @@ class Intake(threading.Thread):
     def _step(self) -> None:
         messages = self.subscriber.receive(_LOOK_SECONDS)
         if messages:
+            if ARMED:
+                hit("hub.intake")
             self._spread(messages)
         wanted = self._wanted
         if wanted is not None:
@@ -112,11 +148,11 @@ class Intake(threading.Thread):
         parcel = first.parcel
         endpoint, epoch = parcel.endpoint, parcel.epoch
         known = self.through.get(endpoint)
-        if known is None:
+        if known is None and endpoint not in self._unseen:
             # nothing of the stream was put yet, and these are not worked on, so the reader still says where it joined
             place = self._readers[endpoint].position
             after = first.sequence - 1 if place is None or place.epoch != epoch else place.sequence
-        elif endpoint in self._broken or known.epoch != epoch:
+        elif known is None or endpoint in self._broken or known.epoch != epoch:
             after = first.sequence - 1
         else:
             after = known.sequence
@@ -125,7 +161,8 @@ class Intake(threading.Thread):
             size = _size(parcel)
         else:
             size = sum(map(_size, {one.parcel for one in messages}))
-        self._put(Item(endpoint, epoch, after, last.sequence, messages, size, known is None))
+        joined = known is None and endpoint not in self._unseen
+        self._put(Item(endpoint, epoch, after, last.sequence, messages, size, joined))
 
     def _put(self, item: Item) -> None:
         # before the item is put: a consumer that attaches in between finds it covered by `through`, and asks for it
@@ -136,6 +173,11 @@ class Intake(threading.Thread):
     def _look(self, *, idle: bool) -> None:
         """Tell of streams whose place has moved without a message: joined, nothing of ours, or lost."""
         for endpoint, reader in self._readers.items():
+            if endpoint in self._doubted:
+                self._doubted.discard(endpoint)
+                if (known := self.through.get(endpoint)) is not None:
+                    # whoever did not get all up to there learns it now, and not only with the next message
+                    self._put(Item(endpoint, known.epoch, known.sequence, known.sequence))
             if reader.handed != reader.accounted:
                 continue  # what is not worked on yet comes as an item
             place = reader.position
@@ -150,7 +192,8 @@ class Intake(threading.Thread):
             clean = known is not None and known.epoch == place.epoch and endpoint not in self._broken
             after = known.sequence if clean and known is not None else place.sequence
             self._broken.discard(endpoint)
-            self._put(Item(endpoint, place.epoch, after, place.sequence, joined=known is None))
+            joined = known is None and endpoint not in self._unseen
+            self._put(Item(endpoint, place.epoch, after, place.sequence, joined=joined))
 
     def _on_loss(self, loss: Loss) -> None:
         # each consumer meets the hole in its own place and is told there, by its own reading of the journal

@@ -22,6 +22,7 @@ from fedbus.transport.state import Since
 log = logging.getLogger(__name__)
 
 _INTAKE_SECONDS = 10.0  # that the intake may take to end
+_INTAKE_AGAIN = 1.0  # seconds between two tries to have another intake
 _TRIED_AGAIN = 5.0  # seconds between two tries to open what a new consumer needs
 
 
@@ -85,6 +86,8 @@ class Roster:
         self._through: dict[str, Position] = {}
         self._since = Since()
         self._read: frozenset[str] = frozenset()  # the filters that the intake reads
+        self._intake_fault = ""  # why there is no other intake yet, though there is to be
+        self._intake_at = 0.0  # when it is tried again
         self._leaving: list[_Leaving] = []
         self._coming: list[_Coming] = []
 
@@ -184,6 +187,8 @@ class Roster:
 
     def turn(self, now: float) -> None:
         """See who has ended, and start those that waited for it."""
+        if self._intake_fault and now >= self._intake_at:
+            self._set_intake()
         if not (self._leaving or self._coming):
             return
         for leaving in list(self._leaving):
@@ -229,14 +234,29 @@ class Roster:
         if intake is None:
             return
         wanted = frozenset(one.text for delivery in self.deliveries for one in delivery.filters)
-        if wanted == self._read:
+        if wanted == self._read and not intake.stopping:
             intake.feeds = [delivery.feed for delivery in self.deliveries]
             return
         intake.stop()
-        intake.join(_INTAKE_SECONDS)
-        # the next one begins where this one was, so nobody misses anything
-        self.intake = self._make_intake()
-        self.intake.start()
+        intake.join(0.0 if self._intake_fault else _INTAKE_SECONDS)
+        before, self._intake_at = self._intake_fault, self._source.clock.monotonic() + _INTAKE_AGAIN
+        if intake.is_alive():
+            # two of them would put into one feed at the same time, and each its own idea of what follows on what
+            self._intake_fault = "the one before it, with other filters, has not ended"
+        else:
+            following: Intake | None = None
+            try:
+                # the next one begins where this one was, so nobody misses anything
+                following = self._make_intake()
+                following.start()
+            except Exception as error:  # descriptors, memory, threads: they may come back
+                self._intake_fault = f"cannot be opened: {type(error).__name__}: {error}"
+                if following is not None:
+                    following.subscriber.close()
+            else:
+                self.intake, self._intake_fault = following, ""
+        if self._intake_fault != before:
+            log.error("intake: %s", self._intake_fault or "it is there again")
 
     def endpoints_changed(self, endpoints: Iterable[Endpoint]) -> None:
         """Have the intake read from *endpoints*."""
@@ -250,6 +270,8 @@ class Roster:
             for one in self._leaving
             if one.late
         ]
+        if self._intake_fault:
+            found.append(f"intake: {self._intake_fault}")
         for coming in self._coming:
             why = coming.failure or "waits until the one before it, with its old settings, has ended"
             found.append(f"consumer {coming.enabled.name}: {why}")

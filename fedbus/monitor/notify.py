@@ -81,16 +81,23 @@ class Keeper(threading.Thread):
     """Keeps the service manager informed about a daemon while it is entered; without a manager it does nothing.
 
     A sign of life is sent only where *turned_at*, the monotonic time of the last round of the daemon's own loop, has
-    moved since the one before: a loop that hangs is killed and started again by the manager (``WatchdogSec=``), however
-    well this thread may be. *reasons* say why the daemon is not ready, and are what ``systemctl status`` shows.
+    moved since the one before, and only while *live* says that its other threads come round too: a loop that hangs is
+    killed and started again by the manager (``WatchdogSec=``), however well this thread may be. *reasons* say why the
+    daemon is not ready, and are what ``systemctl status`` shows.
     """
 
     def __init__(
-        self, *, turned_at: Callable[[], float], reasons: Callable[[], list[str]], notifier: Notifier | None = None
+        self,
+        *,
+        turned_at: Callable[[], float],
+        reasons: Callable[[], list[str]],
+        live: Callable[[], bool] = lambda: True,
+        notifier: Notifier | None = None,
     ) -> None:
         super().__init__(name="fedbus-notify", daemon=True)
         self._notifier = notifier or Notifier()
         self._turned_at = turned_at
+        self._live = live
         self._reasons = reasons
         self._ended = False
         # no threading.Event: a signal handler may come while the thread that it interrupts holds the lock of one
@@ -145,7 +152,7 @@ class Keeper(threading.Thread):
                 os.eventfd_read(self._wake)
             now = time.monotonic()
             before, turned = turned, self._turned_at()
-            if self.watched and turned > before:
+            if self.watched and turned > before and self._live():
                 self._notifier.send(WATCHDOG=1)
             asked = self._reload_at
             if asked is not None:

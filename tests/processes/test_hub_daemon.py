@@ -204,6 +204,66 @@ def test_a_message_that_takes_the_hub_down_with_it_does_so_a_known_number_of_tim
 
 
 @pytest.mark.fault("F8")
+def test_the_first_message_of_a_journal_made_anew_takes_the_hub_down_a_known_number_of_times_too(
+    bus_folder, spawn, tmp_path
+):
+    """The cursor still stands in the old one then, and does not say that the message is done."""
+    folder, out = bus_folder / "consumers", tmp_path / "out.txt"
+    folder.mkdir(mode=0o700)
+    source = MANY.format(path=str(out)).replace("# PERHAPS", "messages[0].body['i'] == 7 and os.kill(os.getpid(), 9)")
+    (folder / "many.py").write_text(source)
+    (folder / "many.py").chmod(0o600)
+    (bus_folder / "50-hub.yaml").write_text(
+        "hub: {folder: consumers}\nconsumers: {many: {use: 'many.py:Single', attempts: 2}}\n"
+    )
+    (bus_folder / "50-hub.yaml").chmod(0o600)
+    with Bus.open(bus_folder) as bus, bus.publisher(KOJI) as old:
+        publish(old, 1, 2)
+        hub: Running = spawn("hub", config=bus_folder)
+        wait_until(lambda: numbers(out) == [1, 2], 60, "what is in the old journal")
+        hub.send(signal.SIGTERM)
+        assert hub.wait() == 0
+    (bus_folder / "state/journal" / KOJI).rename(tmp_path / "away")
+    with Bus.open(bus_folder) as bus, bus.publisher(KOJI) as new:
+        publish(new, 7, 8)
+        for _ in range(2):
+            hub = spawn("hub", config=bus_folder)
+            assert hub.wait() == -signal.SIGKILL
+        hub = spawn("hub", config=bus_folder)
+        wait_until(lambda: numbers(out) == [1, 2, 8], 60, "the message behind it")
+        (letter,) = bus.dead.list()
+        assert (letter.consumer, letter.key.sequence, letter.attempts) == ("many", 1, 2)
+    hub.send(signal.SIGTERM)
+    assert hub.wait() == 0
+
+
+@pytest.mark.fault("F20")
+def test_a_hub_whose_intake_hangs_ends_at_the_deadline_and_goes_on_where_it_was(
+    bus_folder, spawn, koji, record, tmp_path
+):
+    (bus_folder / "50-hub.yaml").write_text("hub: {drain_timeout: 500ms}\n")
+    (bus_folder / "50-hub.yaml").chmod(0o600)
+    file, out = record()
+    until = tmp_path / "go-on"
+    armed = {"FEDBUS_FAILPOINTS": f"hub.intake=stall:{until}@2"}
+    hub: Running = spawn("hub", "--consumer", file, config=bus_folder, environment=armed)
+    hub.wait_for("ready")
+    publish(koji, 1, 1)
+    wait_until(lambda: numbers(out) == [1], 60, "the first message")
+    publish(koji, 2, 2)
+    wait_until(lambda: until.with_name(until.name + ".reached").exists(), 60, "the intake to hang")
+    hub.send(signal.SIGTERM)
+    assert hub.wait() == 0
+    assert "the intake has not ended within 0.5 s" in hub.err
+    with Bus.open(bus_folder) as bus:
+        assert bus.cursors.load("hub.record")[KOJI].sequence == 1
+    hub = spawn("hub", "--consumer", file, config=bus_folder)
+    wait_until(lambda: numbers(out) == [1, 2], 60, "the second message")
+    hub.send(signal.SIGTERM)
+    assert hub.wait() == 0
+
+
+@pytest.mark.fault("F8")
 @pytest.mark.parametrize(
     ("armed", "first", "second"),
     [("dead.tried=kill", 1, 3), ("dead.buried.inside=kill", 4, 1), ("dead.buried.after=kill", 4, 0)],
