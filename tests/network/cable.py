@@ -142,11 +142,11 @@ class Cable:
 
     def plug(self, number: int, state: str) -> None:
         """Set the device of a host ``up`` or ``down``."""
-        subprocess.run([*self.run_on(number), "ip", "link", "set", "cable", state], check=True, timeout=30)
+        subprocess.run([*self.run_on(number), "ip", "link", "set", "cable", state], check=True, timeout=120)
 
     def _hear(self) -> dict[str, Any]:
         assert self._process.stdout is not None
-        ready, _, _ = select.select([self._process.stdout], [], [], 30.0)
+        ready, _, _ = select.select([self._process.stdout], [], [], 120.0)
         line = self._process.stdout.readline() if ready else ""
         if not line:
             raise OSError("the cable does not answer")
@@ -156,7 +156,7 @@ class Cable:
     def close(self) -> None:
         """End the process, and the hosts with it."""
         self._process.kill()
-        self._process.communicate(timeout=30.0)
+        self._process.communicate(timeout=120.0)
 
     def __enter__(self) -> Cable:
         return self

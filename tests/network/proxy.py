@@ -219,7 +219,7 @@ class Proxy:
 
     def _hear(self) -> dict[str, Any]:
         assert self._process.stdout is not None
-        ready, _, _ = select.select([self._process.stdout], [], [], 30.0)
+        ready, _, _ = select.select([self._process.stdout], [], [], 120.0)
         line = self._process.stdout.readline() if ready else ""
         if not line:
             raise AssertionError("the proxy does not answer")
@@ -229,7 +229,7 @@ class Proxy:
     def close(self) -> None:
         """End the process."""
         self._process.kill()
-        self._process.wait(30.0)
+        self._process.wait(120.0)
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
             pipe.close()
