@@ -267,7 +267,7 @@ def test_endless_lines_of_a_server_cost_neither_memory_nor_the_other_networks() 
 
 
 @pytest.mark.badinput("B50")
-@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     st.lists(
         st.one_of(

@@ -449,7 +449,7 @@ def test_the_first_beat_that_is_heard_tells_the_skew_though_the_journal_was_quic
     age=st.floats(0.0, 100.0),
     waited=st.floats(0.0, 100.0),
 )
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_joining_by_age_leaves_out_nothing_that_came_while_the_request_was_on_its_way(
     publisher, reading, clock, ahead, there, back, age, waited
 ):

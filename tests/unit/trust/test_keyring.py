@@ -147,7 +147,9 @@ def test_a_list_that_cannot_be_used_leaves_the_old_one_in_force_until_that_expir
 @pytest.mark.badinput("B25")
 @pytest.mark.parametrize("which", ["ca", "crl"])
 @given(data=st.data())
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None, max_examples=60
+)
 def test_whatever_the_files_hold_a_running_keyring_stays_up_and_never_trusts_more(
     authority, options, signer, clock, which, data
 ):

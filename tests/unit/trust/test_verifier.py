@@ -391,7 +391,7 @@ def test_an_rsa_ca_that_exists_already_can_issue_for_the_bus(tmp_path, clock, fo
 
 @pytest.mark.badinput("B28")
 @given(st.binary(max_size=2000))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None)
 def test_any_bytes_as_a_certificate_raise_trust_error_and_nothing_else(verifier, data):
     with pytest.raises(TrustError):
         verifier.identify(data)
@@ -399,7 +399,7 @@ def test_any_bytes_as_a_certificate_raise_trust_error_and_nothing_else(verifier,
 
 @pytest.mark.badinput("B21")
 @given(st.data())
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None)
 def test_a_mutilated_certificate_raises_trust_error_and_nothing_else(verifier, signer, data):
     good = signer.certificate
     start = data.draw(st.integers(0, len(good)))
@@ -412,7 +412,9 @@ def test_a_mutilated_certificate_raises_trust_error_and_nothing_else(verifier, s
 
 @pytest.mark.badinput("B26")
 @given(st.lists(st.from_regex(r"(fedbus:|x:)?[ -~]{0,20}", fullmatch=True), max_size=3))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None, max_examples=50
+)
 def test_whatever_names_a_ca_was_talked_into_only_a_well_formed_one_passes(verifier, forge: Forge, uris):
     der, _ = forge(subject=[], uris=uris)
     try:

@@ -17,7 +17,7 @@ from tests.support import open_parcel
 from tests.vectors import make
 
 MOST = 2**22
-FIXTURE_IS_CONSTANT = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+FIXTURE_IS_CONSTANT = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 fields = st.text("abz09_-", min_size=1, max_size=6)
 topics = st.lists(fields, min_size=1, max_size=8).map(".".join)
