@@ -50,6 +50,7 @@ _RCVMORE = int(zmq.RCVMORE)
 _DRAIN = 128  # frames taken from a socket before something else gets its turn
 _MESSAGES = 256  # returned by one receive(), at most
 _LISTENED_SECONDS = 1.0  # one look at the sockets is worth no more, however long the user was busy before it
+_OVERTIME = 1.0  # seconds beyond its time that receive() goes on while frames come one upon the other
 _WATCH_SECONDS = 0.5
 _SHAKE_SECONDS = (1.0, 8.0)  # between two tries of a connection whose handshake the other side has refused
 _COMMIT_PATIENCE = 0.25  # seconds that reading waits for a cursor store that another process keeps busy
@@ -231,8 +232,13 @@ class Subscriber:
         while not self._ready and not self._stopped:
             now = self._clock.monotonic()
             more = self._advance(now)
-            if self._ready or more:
+            if self._ready:
                 continue
+            if more:
+                # a flood of what is refused, or is nothing of ours, must not hold up whoever gave a time for ever
+                if deadline is None or now < deadline + _OVERTIME:
+                    continue
+                return False
             wait = self._next_timer - now
             if deadline is not None:
                 if now >= deadline:

@@ -22,6 +22,8 @@ from fedbus.hub.intake import Intake
 from fedbus.hub.roster import Renewed
 from fedbus.hub.source import Source
 from fedbus.monitor.notify import Keeper, Notifier
+from fedbus.transport.subscriber import Subscriber
+from tests.sockets.buses import take
 from tests.sockets.test_hub import BODHI, KOJI, Collect, get, publish, running
 from tests.support import wait_until
 from tests.unit.monitor.test_notify import Manager
@@ -298,3 +300,13 @@ def test_a_reload_for_which_there_are_no_descriptors_is_made_good_when_there_are
         thread.join(PATIENCE)
     assert not thread.is_alive()
     assert first.numbers() == [1, 2, 3]
+
+
+def test_a_flood_of_what_is_refused_holds_up_nobody_beyond_his_time(bus, monkeypatch):
+    monkeypatch.setattr("fedbus.transport.subscriber._OVERTIME", 0.01)
+    drain = Subscriber._drain_live
+    monkeypatch.setattr(Subscriber, "_drain_live", lambda one, now: drain(one, now) or True)
+    with bus.publisher(KOJI) as koji, bus.subscribe("koji", since="beginning") as subscriber:
+        assert subscriber.receive(0.01) == []
+        publish(koji, 1, 1)
+        assert [message.body["i"] for message in take(subscriber, 1, PATIENCE)] == [1]
