@@ -193,12 +193,14 @@ class DeadLetters(Database):
         at_ms: int,
         most: int,
         most_bytes: int,
+        again: bool = False,
         token: int = 0,
-    ) -> None:
+    ) -> bool:
         """Make *message* a dead letter of *consumer*, in one step with the note that it is not to be given again.
 
         One that is there already (it was requeued, and has failed again) stays one letter, with the new reason and the
-        attempts of both times.
+        attempts of both times. With *again* it was there, and nothing is done, and False returned, where people have
+        dropped it meanwhile.
 
         Raises:
             LettersFull: There would be more than *most* letters of this consumer, or *most_bytes* of them.
@@ -211,6 +213,8 @@ class DeadLetters(Database):
             known = connection.execute(
                 "SELECT id FROM letter WHERE (consumer, endpoint, epoch, sequence) = (?, ?, ?, ?)", (consumer, *key)
             ).fetchone()
+            if known is None and again:
+                return False
             if known is not None:
                 connection.execute(
                     "UPDATE letter SET reason = ?, traceback = ?, attempts = attempts + ?, died_at_ms = ?, "
@@ -240,6 +244,7 @@ class DeadLetters(Database):
                 hit("dead.buried.inside")
         if ARMED:
             hit("dead.buried.after")
+        return True
 
     def requeued(self, consumer: str, limit: int = 100) -> list[Letter]:
         """Return letters that people want *consumer* to be given once more, the oldest first."""
@@ -250,15 +255,17 @@ class DeadLetters(Database):
             ).fetchall()
         return [_letter(row) for row in rows]
 
-    def tried_again(self, letter: Letter, tries: int, token: int = 0) -> None:
+    def tried_again(self, letter: Letter, tries: int, token: int = 0) -> bool:
         """Note that a requeued *letter* was given to its consumer in vain *tries* times.
+
+        Return False where people have dropped it meanwhile.
 
         Raises:
             Fenced, JournalError: As above.
         """
         with self._transaction("write") as connection:
             self._fence(connection, letter.consumer, token)
-            connection.execute("UPDATE letter SET tries = ? WHERE id = ?", (tries, letter.id))
+            return connection.execute("UPDATE letter SET tries = ? WHERE id = ?", (tries, letter.id)).rowcount > 0
 
     def resolve(self, letter: Letter, token: int = 0) -> None:
         """A requeued *letter* was taken by its consumer: it is no more.

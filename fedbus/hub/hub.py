@@ -309,8 +309,7 @@ class Hub:
                 delivery.commit()
             except Fenced as error:
                 log.error("consumer %s: %s", delivery.enabled.name, error)
-                self.stop(1)
-                return
+                self.stop(1)  # and write those of the others, as far as they are still ours
             except FedbusError as error:
                 failure = str(error)
         if failure and (last or now - self._store_said_at > _SAID_AGAIN):

@@ -223,6 +223,12 @@ class Lanes:
             self._progress.notify_all()
             self._work.notify()
 
+    def pass_on(self) -> None:
+        """A worker will not take anything for a while: let the others look at what it has handed back."""
+        with self._lock:
+            if self._ready:
+                self._work.notify_all()
+
     # --- for any thread ----------------------------------------------------------------------------------------
 
     def resize(self, *, messages: int, size: int) -> None:

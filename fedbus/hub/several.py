@@ -256,6 +256,7 @@ class Several(Crew):
                 log.warning("consumer %s: %s; trying again in %.3g s", self._enabled.name, retry.reason, retry.after)
                 if not isolated.failure:
                     worker.failure = f"start() is to be tried again: {retry.reason}"
+                self._lanes.pass_on()
                 self._trying.pause(retry.after)
             except Halt as halt:
                 self._trying.halt(halt)

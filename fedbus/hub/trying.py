@@ -158,11 +158,13 @@ class Trying:
         self.vain.failed(reason)
         attempt = self._count_of(message, letter) + 1
         if attempt >= self.enabled.attempts:
-            self._bury(message, reason, trace_of(error), attempt)
+            self._bury(message, reason, trace_of(error), attempt, again=letter is not None)
             if letter is not None:
                 self._tries.pop(letter.id, None)
             return None
-        self._note_attempt(message, letter, attempt)
+        if not self._note_attempt(message, letter, attempt):
+            self._was_dropped(message)
+            return None
         # jitter, so that many consumers do not come back to a weak server in step
         pause = min(LONGEST_PAUSE, self.options.retry_pause * 2.0 ** min(attempt - 1, 30)) * random.uniform(0.75, 1.25)
         log.warning(
@@ -184,12 +186,17 @@ class Trying:
             return self._tries.get(letter.id, letter.tries)
         return self.attempts.get(message.key, Attempts(0)).count
 
-    def _note_attempt(self, message: Message, letter: Letter | None, count: int) -> None:
-        """Write down that the message was tried in vain *count* times, so that a restart does not begin anew."""
+    def _note_attempt(self, message: Message, letter: Letter | None, count: int) -> bool:
+        """Write down that the message was tried in vain *count* times, so that a restart does not begin anew.
+
+        Return False for a letter that people have dropped meanwhile.
+        """
         try:
             if letter is not None:
                 self._tries[letter.id] = count
-                self._dead.tried_again(letter, count)
+                if not self._dead.tried_again(letter, count):
+                    del self._tries[letter.id]
+                    return False
             else:
                 self.attempts[message.key] = Attempts(count)
                 self._dead.tried(self.enabled.name, message.key, count)
@@ -197,6 +204,11 @@ class Trying:
             self.fenced(error)
         except FedbusError as error:
             log.error("consumer %s: a restart would try %s anew: %s", self.enabled.name, message.key, error)
+        return True
+
+    def _was_dropped(self, message: Message) -> None:
+        self.vain.over(message.key)
+        log.info("consumer %s: %s was dropped by hand, it is not tried again", self.enabled.name, message.key)
 
     def taken(self, message: Message, letter: Letter | None = None) -> None:
         """The message, which was tried before or was a dead letter, is done with."""
@@ -212,14 +224,14 @@ class Trying:
         except FedbusError as error:
             log.error("consumer %s: it is not noted that %s is done with: %s", self.enabled.name, message.key, error)
 
-    def _bury(self, message: Message, reason: str, trace: str, attempts: int) -> None:
+    def _bury(self, message: Message, reason: str, trace: str, attempts: int, *, again: bool = False) -> None:
         """Make a dead letter of *message*; return when it is kept, however long that takes: nothing is just skipped."""
         name, source = self.enabled.name, self._source
         pause, said_at = self.options.retry_pause, float("-inf")
         try:
             while True:
                 try:
-                    self._dead.bury(
+                    kept = self._dead.bury(
                         name,
                         message,
                         reason=reason,
@@ -228,6 +240,7 @@ class Trying:
                         at_ms=int(source.clock.wall() * 1000),
                         most=self.options.dead_messages,
                         most_bytes=self.options.dead_bytes,
+                        again=again,
                     )
                     break
                 except Fenced as error:
@@ -242,6 +255,9 @@ class Trying:
                     pause = min(LONGEST_PAUSE, pause * 2)
         finally:
             self._waiting.pop(message.key, None)
+        if not kept:
+            self._was_dropped(message)
+            return
         self.vain.over(message.key)
         self.attempts[message.key] = Attempts(attempts, settled=True)
         with self.turn:
@@ -286,7 +302,7 @@ class Trying:
     def _may_try_letter(self, letter: Letter, message: Message) -> bool:
         if letter.tries < self.enabled.attempts:
             return True
-        self._bury(message, "the hub ended while the consumer had it, again and again", "", letter.tries)
+        self._bury(message, "the hub ended while the consumer had it, again and again", "", letter.tries, again=True)
         return False
 
     def _reopen(self, letter: Letter) -> Message | None:

@@ -49,8 +49,10 @@ def bus(bus_folder: Path) -> Iterator[Bus]:
 
 
 @contextmanager
-def running(bus: Bus, consumer: Consumer, attempts: int = 4, **changes: Any) -> Iterator[Hub]:
-    enabled = Enabled(name="failing", consumer=consumer, topics=("#",), since="beginning", attempts=attempts)
+def running(bus: Bus, consumer: Consumer, attempts: int = 4, workers: int = 1, **changes: Any) -> Iterator[Hub]:
+    enabled = Enabled(
+        name="failing", consumer=consumer, topics=("#",), since="beginning", attempts=attempts, workers=workers
+    )
     options = replace(
         bus.settings.hub, **{"retry_pause": 0.01, "commit_interval": 0.05, "drain_timeout": 60.0, **changes}
     )
@@ -136,6 +138,34 @@ def test_a_letter_requeued_while_no_hub_runs_is_given_at_its_start_and_may_die_a
         assert picky.calls == [2]
 
 
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_letter_that_is_dropped_while_it_is_tried_once_more_stays_dropped(bus, last, workers):
+    class Dropping(Failing):
+        requeued = False
+
+        def consume(self, message: Message) -> None:
+            if self.requeued and message.body["i"] == 2 and self.calls.count(2) == (5 if not last else 7):
+                (letter,) = bus.dead.list()
+                bus.dead.drop(letter.id)
+            super().consume(message)
+
+    failing = Dropping(2)
+    with bus.publisher(KOJI) as koji, running(bus, failing, workers=workers) as hub:
+        publish(koji, 1, 2)
+        wait_until(bus.dead.list, 30, "the letter")
+        failing.requeued = True
+        assert bus.dead.requeue(bus.dead.list()[0].id)
+        wait_until(lambda: not bus.dead.list(), 30, "its end")
+        crew = hub.deliveries[0].crew
+        wait_until(lambda: hub.deliveries[0].stats.failed == (6 if not last else 8), 30, "the failure behind it")
+        wait_until(lambda: crew and not any(crew.currents) and not hub.deliveries[0].trying.vain.seconds, 30, "a rest")
+        publish(koji, 3, 3)
+        wait_until(lambda: failing.seen == [1, 3], 30, "the next message")
+        assert bus.dead.list() == []
+    assert failing.calls.count(2) == (6 if not last else 8)
+
+
 @pytest.mark.fault("F8")
 def test_attempts_survive_a_restart_and_retries_do_not_count(bus):
     class Counting(Failing):
@@ -179,10 +209,10 @@ def test_a_store_that_refuses_makes_the_consumer_wait_and_nothing_is_lost(bus, m
     refuse = True
     bury = DeadLetters.bury
 
-    def refusing(*arguments: Any, **named: Any) -> None:
+    def refusing(*arguments: Any, **named: Any) -> bool:
         if refuse:
             raise JournalError("no space left on device")
-        bury(*arguments, **named)
+        return bury(*arguments, **named)
 
     monkeypatch.setattr(DeadLetters, "bury", refusing)
     with bus.publisher(KOJI) as koji, running(bus, failing, attempts=1) as hub:

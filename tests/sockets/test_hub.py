@@ -524,6 +524,17 @@ def test_endpoints_that_are_added_and_removed_are_taken_up_while_running(bus, bu
     assert collect.numbers(KOJI) == collect.numbers(BODHI) == list(range(1, 8))
 
 
+def test_a_consumer_whose_cursor_another_hub_has_taken_over_ends_the_hub_and_the_others_keep_their_places(bus):
+    first, second = Collect("a"), Collect("b")
+    with bus.publisher(KOJI) as koji, running(bus, first, second, commit_interval=3600.0) as hub:
+        publish(koji, 1, 3)
+        wait_until(lambda: len(first.seen) == len(second.seen) == 3, 30, "the messages")
+        bus.cursors.save("hub.a", {KOJI: Position(first.seen[0].epoch, 1)}, 7)
+    assert hub.exit_code in (0, 1), "it was being stopped anyhow"
+    assert cursor(bus, "a")[KOJI].sequence == 1
+    assert cursor(bus, "b")[KOJI].sequence == 3
+
+
 def test_two_consumers_with_one_name_are_refused(bus):
     with pytest.raises(ConfigError, match="two consumers are named 'collect'"):
         bus.hub([Collect(), Collect()])

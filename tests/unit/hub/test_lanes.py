@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from fedbus.hub.lanes import Job, Lanes, Taken, key_of
 from fedbus.hub.options import Batch
 from fedbus.model.message import Message
 from fedbus.model.position import Position
+from tests.support import wait_until
 
 EPOCH = "0192f0c0-0000-7000-8000-000000000001"
 KOJI, BODHI = "koji.build01", "bodhi.web01"
@@ -60,6 +62,20 @@ def test_what_is_to_be_tried_again_comes_before_all_behind_it_and_lets_other_key
     assert sequences(there.take()) == [4]
     clock.advance(5.0)
     assert sequences(there.take()) == [1, 2, 3]
+
+
+def test_what_a_worker_has_handed_back_is_taken_by_another_when_that_one_takes_nothing_for_a_while():
+    there, got = lanes(), []
+    there.put([job(number, "a") for number in range(1, 21)])
+    first = there.take()
+    assert len(sequences(first)) == 16
+    other = threading.Thread(target=lambda: got.append(sequences(there.take())))
+    other.start()
+    wait_until(lambda: there._work._waiters, 30, "the other worker to wait")  # type: ignore[attr-defined]
+    there.finished(first)
+    there.pass_on()
+    other.join(30)
+    assert got == [[17, 18, 19, 20]]
 
 
 def test_other_bounds_are_in_force_at_once():
