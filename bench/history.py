@@ -23,7 +23,7 @@ from bench.harness import WORK, Session
 from bench.role import Line, usage
 
 ENDPOINTS, TOPICS = 8, 20
-BATCH = 2000  # what the consumer is given at once
+BATCH = 4000  # what the consumer is given at once
 PARCEL = 64
 START = 1_790_000_000.0  # wall time of the first message; the others follow, so many each second
 RATE = 400.0

@@ -34,7 +34,7 @@ class History(Consumer):
 
     topics = ("#",)
     since = "beginning"
-    batch = Batch(messages=2000, seconds=0.2)
+    batch = Batch(messages=4000, seconds=0.2)
     schema: ClassVar[dict[str, Any]] = {
         "type": "object",
         "properties": {

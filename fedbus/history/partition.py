@@ -44,7 +44,8 @@ CREATE TABLE tally (
 ) WITHOUT ROWID;
 CREATE VIRTUAL TABLE word USING fts5 (text, content = '', columnsize = 0, detail = none, tokenize = 'ascii');
 INSERT INTO word (word, rank) VALUES ('hashsize', 16777216);
-INSERT INTO word (word, rank) VALUES ('automerge', 8);
+INSERT INTO word (word, rank) VALUES ('automerge', 16);
+INSERT INTO word (word, rank) VALUES ('crisismerge', 32);
 INSERT INTO fact VALUES ('writes', 0);
 """
 DATABASE_ERRORS = (sqlite3.Error, UnicodeDecodeError, OSError)
@@ -53,7 +54,8 @@ HOUR_PLACES = HOUR_MS << SLOT_BITS
 # the hour of a message in SQL, rounded down below zero too
 HOUR = f"CASE WHEN id >= 0 THEN id / {HOUR_PLACES} ELSE -((-id + {HOUR_PLACES - 1}) / {HOUR_PLACES}) END"
 _CACHE_KIB = 32 * 1024  # of one file that is written
-_WAL_PAGES = 4000  # 32 MiB between two checkpoints
+PAGE_BYTES = 16 * 1024  # of new files: messages of the usual size leave the least of it empty
+_WAL_BYTES = 32 * 2**20  # between two checkpoints
 _KNOWN = 4096  # streams, topics and certificates whose numbers are remembered
 _ONE_BY_ONE = 16  # so many times the rows of a batch may a range of sequences have before they are looked up singly
 
@@ -330,13 +332,14 @@ def connect(path: Path, *, writable: bool) -> sqlite3.Connection:
     if writable:
         connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         try:
-            connection.execute("PRAGMA page_size = 8192")
+            connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
             connection.execute("PRAGMA secure_delete = 0")
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
-            connection.execute(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES}")
-            connection.execute(f"PRAGMA journal_size_limit = {4 * 8192 * _WAL_PAGES}")
+            (page_bytes,) = connection.execute("PRAGMA page_size").fetchone()  # older files have pages of 8 KiB
+            connection.execute(f"PRAGMA wal_autocheckpoint = {_WAL_BYTES // page_bytes}")
+            connection.execute(f"PRAGMA journal_size_limit = {4 * _WAL_BYTES}")
         except BaseException:
             connection.close()
             raise

@@ -15,6 +15,7 @@ import pytest
 
 from fedbus import Bus, HistoryQuery, HistoryStore, open_history
 from fedbus.config.settings import Settings
+from fedbus.history.partition import PAGE_BYTES
 from tests.conftest import Running
 from tests.support import wait_until
 
@@ -128,7 +129,7 @@ def test_a_damaged_history_is_rebuilt_from_itself_and_the_journals_though_the_re
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     connection.close()
     data = bytearray(path.read_bytes())
-    data[8192 * 6 : 8192 * 12] = bytes(8192 * 6)
+    data[PAGE_BYTES * 6 : PAGE_BYTES * 12] = bytes(PAGE_BYTES * 6)
     path.write_bytes(data)
     done = fedbus("history", "verify")
     assert done.returncode in (1, 4) and "rebuild" in done.stderr, done.stderr
