@@ -109,6 +109,25 @@ def test_a_hub_whose_intake_is_dead_is_not_alive_and_says_so(bus, monkeypatch):
     assert hub.ended
 
 
+def test_a_hub_that_gives_its_consumers_time_to_finish_is_alive_meanwhile(bus, monkeypatch):
+    monkeypatch.setattr("fedbus.hub.hub._BEAT_SECONDS", 0.02)
+    gate, slow = threading.Event(), Collect("slow")
+    slow.consume = lambda message: gate.wait(PATIENCE) and None  # type: ignore[method-assign]
+    try:
+        with bus.publisher(KOJI) as koji, running(bus, slow, drain_timeout=3600.0) as hub:
+            publish(koji, 1, 1)
+            wait_until(lambda: hub.deliveries[0].currents[0], PATIENCE, "a message in hand")
+            hub.stop()
+            wait_until(lambda: hub._closed, PATIENCE, "the end to begin")
+            for _ in range(3):
+                wait_until(lambda beat=hub.beat_at: hub.beat_at > beat, PATIENCE, "a sign of life")
+            assert hub.live() and hub.unfinished()
+            gate.set()
+    finally:
+        gate.set()
+    assert hub.ended
+
+
 @pytest.mark.parametrize("time", [1, 2, 3])
 @pytest.mark.parametrize("tail", [True, False])
 def test_what_an_intake_had_taken_in_when_it_failed_is_not_skipped(bus, arm, time, tail):
