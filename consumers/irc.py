@@ -26,7 +26,7 @@ except ModuleNotFoundError as missing:
 
 log = logging.getLogger(__name__)
 
-_START_SECONDS = 10.0
+_START_SECONDS = 60.0
 _CLOSE_SECONDS = 2.0  # for the servers to close the connection after QUIT
 
 

@@ -246,11 +246,11 @@ class Session(Handshake):
             try:
                 for line in lines:
                     await self.home.slot()
+                    await asyncio.sleep(0)  # so that what the server says is heard between two lines of a burst
                     if ARMED:
                         hit("irc.send")
                     await self.rawmsg(command, channel.name, line)
                     said = True
-                    await asyncio.sleep(0)  # so that what the server says is heard between two lines of a burst
             except BaseException:
                 if entry is not None and not said:
                     self.home.give_back(channel, entry)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from fedbus.transport.state import Loss
 
 ENDPOINT = "test.host01"
-_PATIENCE = 30.0  # seconds, for whatever happens soon
+_PATIENCE = 60.0  # seconds, for whatever happens soon
 _LOOK_SECONDS = 0.005
 _EARLIER_SECONDS = 0.002
 

@@ -191,7 +191,7 @@ def test_excess_flood_makes_the_bot_slower_and_no_loop(servers: Servers, caplog:
     anna.wait(lambda line: line.command == "QUIT" and "Excess Flood" in line.text, "the flood be punished")
     (rate, pause), (slower, longer) = punished[:2]
     assert (rate, slower) == (50, 25)
-    assert pause >= pytest.approx(1.2) and longer >= pytest.approx(2 * pause)
+    assert pause > 1.1 and longer > 1.9 * pause
     assert "(flood)" in caplog.text
     assert anna.count("JOIN", "fedbot") <= network.connections
 

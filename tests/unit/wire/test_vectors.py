@@ -103,7 +103,7 @@ def test_fedbus_comes_to_the_verdict_of_the_vector(case: dict[str, Any], verifie
 def check(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     # -I: neither this folder, nor the environment, nor what is installed for the user can lend it anything
     return subprocess.run(
-        [sys.executable, "-I", str(CHECK), *map(str, arguments)], capture_output=True, text=True, timeout=60
+        [sys.executable, "-I", str(CHECK), *map(str, arguments)], capture_output=True, text=True, timeout=180
     )
 
 
