@@ -636,6 +636,7 @@ class Relay:
                 content = next(frames, None)
                 if content is None:
                     break
+                connection.begun_at = 0.0  # what is held behind it is another request
                 self._release_room(connection)
                 self._take(connection, content)
         except WireError as error:

@@ -369,8 +369,9 @@ class Gate:
         while self._suspects and self._suspects[0][0] <= now:
             _, name, connection, descriptor = self._suspects.popleft()
             handle = connection.handle
-            # events tell numbers only: where it is still open, we took a connection for another one
-            if handle is not None and not _is_same(descriptor, handle):
+            # Events tell numbers only. Where it is still open, we took a connection for another one; so we did where
+            # the peer has left by now: of one that libzmq has dropped, this handle keeps our side open.
+            if handle is not None and not _is_same(descriptor, handle) and _peer_is_there(handle):
                 self._ban(name, connection.address, LinkFault.PROTOCOL, "it sent a frame that is far too long, or none")
             _release(connection)
         while self._probation and now - self._probation[0].since > _PROBATION_SECONDS:

@@ -20,7 +20,7 @@ from hostile import FOE, GREETING, Flood, command, dial, ends, frame, shake, sub
 from fedbus.clock import Clock, SystemClock
 from fedbus.transport.publisher import Publisher
 from fedbus.transport.subscriber import Subscriber
-from fedbus.transport.zap import LinkFault
+from fedbus.transport.zap import LinkFault, _Connection
 from tests.support import wait_until
 
 FRIEND = "127.0.0.1"
@@ -205,6 +205,25 @@ def test_peers_that_leave_politely_or_not_are_never_banned(guarded: Callable[...
         with closing(shake(endpoint.publish)):
             pass
         assert not bus.links.bans
+
+
+@pytest.mark.badinput("B5")
+@pytest.mark.parametrize("left", [True, False])
+def test_who_has_left_is_not_banned_where_a_busy_gate_took_one_connection_for_another(
+    guarded: Callable[..., Bus], left: bool
+) -> None:
+    bus = guarded()
+    with bus.publisher(KOJI):
+        gate = bus._gate
+        assert gate is not None
+        ours, theirs = socket.socketpair()
+        with closing(theirs):
+            if left:
+                theirs.close()
+            suspect = _Connection(FOE, ((), ()), 0.0, ours)
+            gate._suspects.append((0.0, KOJI, suspect, -1))  # the number that it had is nobody's now
+            wait_until(lambda: suspect.handle is None, PATIENCE)
+        assert bus.links.bans == ({} if left else {LinkFault.PROTOCOL: 1})
 
 
 @pytest.mark.badinput("B5")

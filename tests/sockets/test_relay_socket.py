@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import random
@@ -30,6 +31,7 @@ from fedbus import (
     RelayPublisher,
     TrustError,
 )
+from fedbus.clock import SystemClock
 from fedbus.config.settings import Settings
 from fedbus.journal import spool
 from fedbus.journal.journal import Journal
@@ -833,6 +835,27 @@ def test_who_begins_a_request_and_never_ends_it_is_dropped_and_holds_up_nobody(s
         stop.set()
     assert daemon.relay.stats.dropped == {"slow": 7}
     assert numbers(settings()) == [1]
+
+
+def test_one_request_right_behind_the_other_is_not_slow_however_long_that_goes_on(start, raw) -> None:
+    class Later(SystemClock):
+        passed = 0.0
+
+        def monotonic(self) -> float:  # type: ignore[override]
+            return time.monotonic() + self.passed
+
+    daemon = start(relay={"request_timeout": 1000.0})
+    daemon.relay._clock = clock = Later()
+    data = [sent(request(number)) for number in range(6)]
+    connection = raw(data[0][:10])
+    for one, following in itertools.pairwise(data):
+        # a request is always under way, and never the same for long
+        connection.sendall(one[10:] + following[:10])
+        assert answers(connection, 1)[0].receipt
+        clock.passed += 400.0
+        moment = clock.monotonic()
+        wait_until(lambda: daemon.relay._tick_at > moment, PATIENCE, "a look at the deadlines")  # noqa: B023
+    assert not daemon.relay.stats.dropped
 
 
 def test_idle_connections_end_and_a_publisher_does_not_notice(start, client, raw, settings) -> None:
