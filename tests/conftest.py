@@ -30,7 +30,7 @@ settings.load_profile("fedbus")
 
 
 def _own_ports() -> Iterator[int]:
-    """Yield ports that no other worker of pytest-xdist tries, none a second time while there are others.
+    """Return ports that no other worker of pytest-xdist tries, none a second time while there are others.
 
     A port that was found free is bound some time later, and once more when what held it is started again: chosen at
     random, one in hundreds would be somebody else's by then.
@@ -38,7 +38,7 @@ def _own_ports() -> Iterator[int]:
     worker, workers = os.environ.get("PYTEST_XDIST_WORKER", "gw0"), os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")
     mine = range(init._FIRST_PORT, init._lent_from())[int(worker.removeprefix("gw")) :: int(workers)]
     start = secrets.randbelow(len(mine))  # for those who test here twice at a time
-    yield from itertools.cycle((*mine[start:], *mine[:start]))
+    return itertools.cycle((*mine[start:], *mine[:start]))
 
 
 _PORTS = _own_ports()
