@@ -35,6 +35,7 @@ from fedbus.schemas.metrics import of_schemas
 from fedbus.transport.metrics import of_links, of_publishers, of_refusals, of_streams
 from fedbus.transport.state import LossCause
 from fedbus.transport.zap import LinkStats
+from tests.processes import own_ports
 from tests.support import need_program
 
 ROOT = Path(__file__).parents[2]
@@ -81,8 +82,11 @@ def test_the_readme_and_the_pages_for_users_have_examples_that_run() -> None:
 
 
 @pytest.mark.parametrize("page", WITH_EXAMPLES, ids=lambda page: page.stem)
-def test_the_examples_of_a_page_run_in_order(page: Path, tmp_path: Path) -> None:
+def test_the_examples_of_a_page_run_in_order(
+    page: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     create(tmp_path / "bus", ENDPOINTS)
+    monkeypatch.setenv("PATH", path_with_our_ports(tmp_path_factory.mktemp("bin")))
     server, port = SERVERS.get(page.stem, ("", ""))
     if server:
         need_program(server, "/usr/sbin")
@@ -113,6 +117,17 @@ def test_the_examples_of_a_page_run_in_order(page: Path, tmp_path: Path) -> None
                 )
 
 
+def path_with_our_ports(folder: Path) -> str:
+    """Return a PATH on which `fedbus init` takes ports that no test beside this one does."""
+    python = Path(sys.executable)
+    init = " ".join(map(shlex.quote, own_ports.command(endpoints=8)))
+    (folder / "fedbus").write_text(
+        f'#!/bin/sh\n[ "$1" != init ] || exec {init} "$@"\nexec {shlex.quote(str(python.with_name("fedbus")))} "$@"\n'
+    )
+    (folder / "fedbus").chmod(0o700)
+    return os.pathsep.join([str(folder), str(python.parent), os.environ.get("PATH", os.defpath)])
+
+
 def session(text: str) -> tuple[str, list[str]]:
     """Split a console block into a script and the lines of output that it shows."""
     commands, shown = [], []
@@ -130,7 +145,6 @@ def run(arguments: list[str], folder: Path, where: str) -> str:
     kept |= {
         "HOME": str(folder),
         "FEDBUS_CONFIG": str(folder / "bus"),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', os.defpath)}",
         "TZ": "UTC",
         "LC_ALL": "C.UTF-8",
         "COLUMNS": "200",
