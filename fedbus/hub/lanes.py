@@ -23,6 +23,7 @@ from fedbus.model.message import Message, MessageKey
 from fedbus.model.position import Cursor, Position
 from fedbus.transport.state import Loss
 
+_FOREVER = 365 * 86400.0  # what a condition can wait is bounded, and Retry takes any number of seconds
 _SHARE = 16  # messages of one lane that a worker takes at once, to work on them one by one
 
 Key = Callable[[Message], Hashable]
@@ -191,7 +192,7 @@ class Lanes:
                     if wait <= 0.0:
                         return self._gather()
                 if self._later:
-                    until = self._later[0][0] - now
+                    until = min(self._later[0][0] - now, _FOREVER)
                     wait = until if wait is None else min(wait, until)
                 self._work.wait(wait)
 

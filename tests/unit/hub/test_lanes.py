@@ -69,13 +69,25 @@ def test_what_a_worker_has_handed_back_is_taken_by_another_when_that_one_takes_n
     there.put([job(number, "a") for number in range(1, 21)])
     first = there.take()
     assert len(sequences(first)) == 16
-    other = threading.Thread(target=lambda: got.append(sequences(there.take())))
+    other = threading.Thread(target=lambda: got.append(sequences(there.take())), daemon=True)
     other.start()
     wait_until(lambda: there._work._waiters, 30, "the other worker to wait")  # type: ignore[attr-defined]
     there.finished(first)
     there.pass_on()
     other.join(30)
     assert got == [[17, 18, 19, 20]]
+
+
+def test_a_retry_that_never_comes_due_ends_no_worker():
+    there, got = lanes(), []
+    there.put([job(1, "a")])
+    there.again(there.take(), 1e300)
+    other = threading.Thread(target=lambda: got.append(sequences(there.take())), daemon=True)
+    other.start()
+    wait_until(lambda: there._work._waiters or not other.is_alive(), 30, "the worker to wait")  # type: ignore[attr-defined]
+    there.put([job(2, "b")])
+    other.join(30)
+    assert got == [[2]]
 
 
 def test_other_bounds_are_in_force_at_once():
