@@ -18,6 +18,7 @@ from fedbus.cli.service import Service
 from fedbus.clock import SystemClock
 from fedbus.config.settings import ConfigWatcher, Settings
 from fedbus.errors import ConfigError
+from fedbus.hub import pauses
 from fedbus.hub.hub import Hub
 from fedbus.hub.options import HubOptions
 from fedbus.hub.registry import Found, find
@@ -31,8 +32,6 @@ _EXAMPLES = examples(
     "fedbus hub --consumer announce.py:on_build --since 10m",
     "fedbus hub --only irc --only history --http 127.0.0.1:9140",
 )
-# Threads take turns at least this often: else one that computes holds up those that wait for sockets, 5 ms each time
-_SWITCH_SECONDS = 0.0005
 _OURS = ("consumers", "hub")  # sections that SIGHUP puts in force
 
 
@@ -91,7 +90,7 @@ def _run(
     since: str | None,
     seconds: float | None,
 ) -> int:
-    sys.setswitchinterval(_SWITCH_SECONDS)
+    pauses.shorten_turns()
     watcher = ConfigWatcher(given.get("config"))
     settings = watcher.settings
     set_up_logs(given, level=settings.log.level, form=settings.log.format, daemon=True)
@@ -188,6 +187,7 @@ class _Chosen:
 
 
 def _say_ready(daemon: Hub, form: str, service: Service) -> None:
+    pauses.spare_the_collector()
     reasons = daemon.reasons()
     facts: dict[str, Any] = {
         "consumers": [one.enabled.name for one in daemon.deliveries],

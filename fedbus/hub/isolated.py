@@ -226,6 +226,7 @@ class Isolated(Consumer):
             raise ChildFailed(f"cannot start a process: {error.strerror}") from error
         finally:
             theirs.close()
+        _make_nice(self._process.pid, self._wanted.nice)
         self._connection = Connection(ours.detach())
         self._parcel = None
         self._started = False
@@ -346,6 +347,17 @@ class Isolated(Consumer):
         except (OSError, ValueError, IndexError):
             return 0
         return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _make_nice(process: int, nice: int) -> None:
+    """Have a new process and what it starts leave the processor to the hub, and to others, as long as these need it.
+
+    Where the kernel gives each session a share of the processor of its own (sched(7), autogroups), that share counts,
+    and the niceness of its processes only among themselves. Where it does not, the file has no effect.
+    """
+    with contextlib.suppress(OSError):  # it has ended, or the kernel wants no more changes of shares right now
+        os.setpriority(os.PRIO_PROCESS, process, min(19, os.getpriority(os.PRIO_PROCESS, 0) + nice))
+        Path(f"/proc/{process}/autogroup").write_text(str(nice))
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

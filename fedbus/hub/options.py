@@ -61,6 +61,7 @@ class ConsumerSettings:
     timeout: float = 60.0  # seconds for one call
     isolation: str = "thread"  # or "process": a process of its own, which may crash, hang and leak
     memory_bytes: int = 0  # of that process, resident; it is started anew beyond; 0: not watched
+    nice: int = 10  # by how much that process is nicer than the hub: nice(2), so 0 to 19
     attempts: int = 4  # the first try and three more; then the message is given up
     settings: Mapping[str, Any] = field(default_factory=dict)
     origin: str = ""

@@ -146,6 +146,17 @@ def has_ended(pid: int) -> bool:
         return True
 
 
+@pytest.mark.fault("F8")
+def test_its_process_leaves_the_processor_to_the_hub(bus: Bus, write: Write, out: Path) -> None:
+    wanted = write()
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    with running(bus, wanted, out.parent / "consumers"), bus.publisher(KOJI) as koji:
+        koji.publish("build.start", {"i": 1})
+        wait_until(lambda: out.exists() and "1\n" in out.read_text().partition(" start")[2])
+        process = int(out.read_text().split()[0])
+        assert os.getpriority(os.PRIO_PROCESS, process) == min(19, own + 10)
+
+
 def test_an_isolated_consumer_gets_its_messages_in_order_from_one_process(bus, write, out, tmp_path):
     with bus.publisher(KOJI) as koji, running(bus, write(), tmp_path / "consumers") as hub:
         publish(koji, 1, 500)
