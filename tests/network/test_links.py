@@ -34,7 +34,7 @@ from tests.sockets.buses import join, numbers, quick
 from tests.support import wait_until
 
 START = "build.start"
-SILENCE = 2.0  # seconds; beats come every 0.1, and on a busy machine some do not
+SILENCE = 4.0  # seconds; beats come every 0.1, and on a busy machine some do not
 FINE = "fine.host01"
 # What was silent for long is connected anew, and asked again, after pauses that have grown to half a minute.
 take = partial(buses.take, timeout=180.0)
@@ -171,8 +171,10 @@ def test_feeds_that_die_are_noticed_and_opened_anew_and_others_go_on(
     assert losses == []
     for name, reader in readers.items():
         assert reader.stats.reconnects >= 1
-        assert len(said_of(caplog, "nothing that verifies has come", name)) == 1
-        assert len(said_of(caplog, "is heard again", name)) == 1
+        # once for each silence, not with each attempt; the machine may have made another one
+        silences = len(said_of(caplog, "nothing that verifies has come", name))
+        assert 1 <= len(said_of(caplog, "is heard again", name)) <= silences <= reader.stats.reconnects
+        assert silences <= len(said_of(caplog, "is heard again", name)) + 1
     assert said_of(caplog, "", FINE) == []
 
 
