@@ -90,6 +90,7 @@ def connect(options: HistoryOptions) -> psycopg.Connection[Any]:
             keepalives_idle=20,
             keepalives_interval=10,
             keepalives_count=3,
+            tcp_user_timeout=50_000,  # milliseconds: keepalives are not sent while something is not acknowledged
         )
     except psycopg.Error as error:
         raise HistoryUnreachable(

@@ -14,6 +14,8 @@ import psycopg
 import pytest
 
 from fedbus import Bus, HistoryQuery, HistoryStore, HistoryUnavailable, open_history
+from fedbus.config.init import free_ports
+from tests.network.proxy import Proxy
 from tests.support import need_program, wait_until
 from tests.unit.history.postgres_server import Server, server
 from tests.unit.history.press import Press
@@ -237,6 +239,69 @@ def test_a_hub_stores_there_and_the_command_finds_it(url, bus_folder, fedbus, sp
     done = fedbus("history", "count", "--store", "postgresql://fedbus:secret@127.0.0.1:1/x", environment=environment)
     assert done.returncode == 5
     assert "secret" not in done.stderr
+
+
+NOTE = """
+import fedbus
+
+class Note(fedbus.Consumer):
+    topics = ("koji",)
+    since = "beginning"
+
+    def __init__(self, path):
+        self.path = path
+
+    def consume(self, message):
+        with open(self.path, "a") as file:
+            file.write(f"{message.body['n']}\\n")
+"""
+
+
+@pytest.mark.fault("F25")
+def test_a_server_that_is_down_slow_or_talks_nonsense_holds_up_nobody_else_and_each_message_is_stored_once(
+    bus_folder, spawn, tmp_path, monkeypatch
+):
+    noted = tmp_path / "noted.txt"
+    noted.touch()
+    consumers = bus_folder / "consumers"
+    consumers.mkdir(mode=0o700)
+    (consumers / "note.py").write_text(NOTE)
+    (consumers / "note.py").chmod(0o600)
+    (port,) = free_ports(1)
+    monkeypatch.setenv("PGPORT", str(port))  # of its Unix socket too
+    with server() as far, Proxy({"postgres": port}) as link:
+        far.start("listen_addresses=127.0.0.1", f"port={port}")
+        url = f"postgresql://fedbus@127.0.0.1:{link.ports['postgres']}/postgres"
+        (bus_folder / "50-history.yaml").write_text(
+            "hub: {folder: consumers, retry_pause: 100ms}\nconsumers:\n"
+            f"  history: {{use: fedbus_consumers.history, since: beginning, settings: {{store: '{url}'}}}}\n"
+            f"  note: {{use: note.py, settings: {{path: '{noted}'}}}}\n"
+        )
+        (bus_folder / "50-history.yaml").chmod(0o600)
+        hub = spawn("hub", config=bus_folder)
+        hub.wait_for("ready")
+        last = 0
+        with Bus.open(bus_folder) as bus, bus.publisher("koji.build01") as koji, open_history(far.url) as store:
+            for mode, number in (("refuse", 0), ("garbage", 0), ("hang", 0), ("half-open", 0), ("rate", 20_000)):
+                link.set(mode, number)
+                if mode == "rate":
+                    link.set("reset")  # in the middle of what is under way
+                for _ in range(200):
+                    last += 1
+                    koji.enqueue("package.build.start", {"n": last})
+                koji.flush()
+                # whoever does not need the server has got all of it meanwhile
+                wait_until(lambda last=last: len(noted.read_text().split()) == last, PATIENCE, f"{last} noted, {mode}")
+                if mode == "half-open":
+                    link.set("reset")
+                link.set("pass")
+                wait_until(lambda last=last: store.count(HistoryQuery()) == last, PATIENCE, f"{last} stored, {mode}")
+            assert numbers(store) == list(range(1, last + 1))
+            assert list(store.faults()) == []
+        hub.send(signal.SIGTERM)
+        assert hub.wait() == 0, hub.err
+    assert noted.read_text().split() == [str(number) for number in range(1, last + 1)]
+    assert "Traceback" not in hub.err
 
 
 def _settings(folder: Path, environment: dict[str, str]):
