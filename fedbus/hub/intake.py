@@ -27,7 +27,7 @@ class Intake(threading.Thread):
     """Reads the union of all consumers' filters from the start of the hub on, and puts it into their feeds.
 
     ``through`` says for each stream up to where it was put; consumers read it to learn how far they have to come. An
-    intake that is given that of another begins where that one ended. ``feeds`` may be replaced at any time.
+    intake that is given that of another begins where that one ended. ``feeds`` are replaced by :meth:`serve`.
     """
 
     def __init__(
@@ -48,7 +48,9 @@ class Intake(threading.Thread):
         self._readers: dict[str, StreamReader] = {}
         self._broken: set[str] = set()  # streams in which the intake missed something since its last item
         self._unseen: set[str] = set()  # of which it lost what came first: nobody begins with them here
-        self._doubted: set[str] = set()  # of which perhaps not everybody got what `through` says
+        # of which perhaps not everybody got what `through` says; those who come late did not
+        self._doubted: set[str] = set(through)
+        self._newcomers = False  # there are feeds that were not told how far the streams are
         self._turned_at = source.clock.monotonic()
         self._wanted: list[Endpoint] | None = None
         self._next_look = 0.0
@@ -62,6 +64,14 @@ class Intake(threading.Thread):
     def update(self, endpoints: Iterable[Endpoint]) -> None:
         """Ask the thread to take up a changed list of endpoints."""
         self._wanted = list(endpoints)
+
+    def serve(self, feeds: Sequence[Feed]) -> None:
+        """Put what comes into these *feeds*, and tell each how far the streams are; any thread may call this.
+
+        A consumer that begins between two messages would otherwise learn only from the next one that it is behind.
+        """
+        self.feeds = feeds
+        self._newcomers = True  # after the feeds: whoever sees it puts into these
 
     def stop(self) -> None:
         """Ask the thread to end; any thread may call this."""
@@ -172,6 +182,9 @@ class Intake(threading.Thread):
 
     def _look(self, *, idle: bool) -> None:
         """Tell of streams whose place has moved without a message: joined, nothing of ours, or lost."""
+        if self._newcomers:
+            self._newcomers = False
+            self._doubted.update(self.through)
         for endpoint, reader in self._readers.items():
             if endpoint in self._doubted:
                 self._doubted.discard(endpoint)

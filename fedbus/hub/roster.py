@@ -235,7 +235,7 @@ class Roster:
             return
         wanted = frozenset(one.text for delivery in self.deliveries for one in delivery.filters)
         if wanted == self._read and not intake.stopping:
-            intake.feeds = [delivery.feed for delivery in self.deliveries]
+            intake.serve([delivery.feed for delivery in self.deliveries])
             return
         intake.stop()
         intake.join(0.0 if self._intake_fault else _INTAKE_SECONDS)

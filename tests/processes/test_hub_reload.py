@@ -195,6 +195,24 @@ def test_a_storm_of_hangups_while_consumers_come_and_go_loses_nothing_for_the_on
     site.end()
 
 
+@pytest.mark.fault("F1")
+def test_a_consumer_that_comes_back_gets_what_it_missed_at_once_and_not_with_the_next_message(site):
+    site.run(site.note("same"), site.note("other"))
+    site.publish(1, 1)
+    wait_until(lambda: "1 -" in site.lines("other"))
+    site.write(site.note("same"))
+    site.hangup()
+    wait_until(lambda: "stop -" in site.lines("other"))
+    site.publish(2, 4)
+    wait_until(lambda: "4 -" in site.lines("same"))
+    site.write(site.note("same"), site.note("other"), site.note("late", since="beginning"))
+    site.hangup()
+    wait_until(lambda: "4 -" in site.lines("other"), what="what it missed")
+    assert site.lines("other") == ["start -", "1 -", "stop -", "start -", "2 -", "3 -", "4 -"]
+    wait_until(lambda: site.lines("late") == ["start -", "1 -", "2 -", "3 -", "4 -"], what="all from the beginning")
+    site.end()
+
+
 @pytest.mark.fault("F8")
 def test_one_that_does_not_end_is_told_of_and_its_successor_waits(site):
     site.run(site.note("same"), site.note("hangs", use="slow.py"), hub=", drain_timeout: 200ms")
