@@ -11,6 +11,7 @@ import socket
 import ssl
 import subprocess
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,7 +102,7 @@ def give_away(folder: Path) -> None:
         os.chown(folder, user.pw_uid, user.pw_gid)
 
 
-class Server:
+class Server(ABC):
     """A server process; it is started again with the same configuration as often as a test likes."""
 
     def __init__(self, folder: Path, ports: int) -> None:
@@ -111,8 +112,9 @@ class Server:
         self.port, *self.ports = free_ports(ports)
         self.processes: list[subprocess.Popen[bytes]] = []
 
+    @abstractmethod
     def commands(self) -> list[list[str]]:
-        raise NotImplementedError
+        """Return the command lines of its processes, in the order in which they start."""
 
     def start(self) -> None:
         for number, command in enumerate(self.commands()):
