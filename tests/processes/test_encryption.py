@@ -25,13 +25,15 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 # publishes the number that each message gets, and prints what it has a receipt for
 SAY = """
-import os, signal, sys, threading
+import os, signal, sys, time
 import fedbus
 
-stop = threading.Event()
-signal.signal(signal.SIGTERM, lambda *_: stop.set())
+# no threading.Event: its lock may be held by the very line that the handler interrupts, and then both wait for ever
+asked = []
+signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
 with fedbus.Bus.open(sys.argv[1]) as bus, bus.publisher("koji.build01") as koji:
-    while not stop.wait(0.005):
+    while not asked:
+        time.sleep(0.005)
         receipt = koji.publish("build.start", {"n": koji.head + 1})
         os.write(1, b"%d\\n" % receipt.sequence)
 """
