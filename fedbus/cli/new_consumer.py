@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import keyword
 import os
+import sys
 from pathlib import Path
 
 import click
@@ -154,6 +155,10 @@ def _module(name: str) -> str:
     module = name.replace("-", "_")
     if not module.isidentifier() or keyword.iskeyword(module):
         reason = f"{name!r} must be fit for a module's name: a letter first, and no keyword"
+        raise click.BadParameter(reason, param_hint="NAME")
+    # its test imports it by this name, and would get the other one
+    if module in sys.stdlib_module_names or module in ("fedbus", "fedbus_consumers", "pytest"):
+        reason = f"{name!r} is the name of a module that there is already; take another one, such as {name}-messages"
         raise click.BadParameter(reason, param_hint="NAME")
     return module
 

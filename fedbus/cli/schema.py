@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -226,7 +227,7 @@ def _of(topic: str, settings: Settings, schemas: Schemas) -> Schema:
 
 
 def _bodies(source: str, several: bool) -> Iterator[tuple[int, bytes]]:
-    if source.lstrip().startswith("{"):
+    if _is_body(source):
         yield 1, source.encode("utf-8", "surrogateescape")
         return
     file = sys.stdin.buffer if source == "-" else open(source, "rb")  # noqa: SIM115, PTH123 - closed below
@@ -242,6 +243,17 @@ def _bodies(source: str, several: bool) -> Iterator[tuple[int, bytes]]:
     finally:
         if file is not sys.stdin.buffer:
             file.close()
+
+
+def _is_body(source: str) -> bool:
+    """Whether *source* is a body and no file: an object, whole or not, or other JSON after which no file is named."""
+    if source.lstrip().startswith("{"):
+        return True
+    try:
+        json.loads(source)
+    except (ValueError, RecursionError):
+        return False
+    return not os.path.exists(source)  # noqa: PTH110 - a name may be too long, or hold what no name can
 
 
 def _checked(topic: str, data: bytes, settings: Settings, schemas: Schemas, with_topic: bool) -> dict[str, Any]:

@@ -405,9 +405,14 @@ def _one(candidates: list[_Candidate], chosen: str, name: str, where: str) -> _C
     """Return the candidate that *chosen* names, by attribute or by name; else the only one, or that of our *name*."""
     names = ", ".join(f"{one.attribute}" for one in candidates) or "none"
     if chosen:
-        for one in candidates:
-            if chosen in (one.attribute, one.name):
-                return one
+        found = [one for one in candidates if one.attribute == chosen] or [
+            one for one in candidates if one.name == chosen
+        ]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            same = ", ".join(one.attribute for one in found)
+            raise ConfigError(f"{where}: it holds several consumers with that name: {same}; name one of these instead")
         raise ConfigError(f"{where}: it holds no consumer {chosen!r}; there are: {names}")
     if len(candidates) == 1:
         return candidates[0]

@@ -82,6 +82,14 @@ def test_a_name_that_cannot_be_one_is_a_usage_error(tmp_path, name):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["json", "email", "fedbus"])
+def test_a_name_that_python_has_for_something_else_is_not_taken(tmp_path, name):
+    result = run(name, "--directory", tmp_path)
+    assert result.exit_code == 2
+    assert f"'{name}' is the name of a module that there is already" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("topic", ['koji"', "Koji", "a..b", "x\ny"])
 def test_a_filter_that_is_none_is_a_usage_error(tmp_path, topic):
     assert run("one", "--topic", topic, "--directory", tmp_path).exit_code == 2

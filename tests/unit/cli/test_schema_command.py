@@ -71,7 +71,9 @@ def test_show_prints_the_schema_of_a_topic_or_of_a_name(fedbus: Run, schemas: Pa
         (["org.example.dev.koji.package.build", "{}"], "", 1, "rule required"),
         (["koji.package.build", "--lines"], '{"package": "ab"}\n\n{"package": 1}\n[]\n', 1, "line 3: body.package: "),
         (["bodhi.update", "{}"], "", 1, "org.example.dev.bodhi.update has no schema"),
-        (["koji.package.build", "[1]"], "", 1, ""),
+        (["koji.package.build", "[1]"], "", 1, "is no JSON object: one JSON object is needed"),
+        (["koji.package.build", "null"], "", 1, "is no JSON object: one JSON object is needed"),
+        (["koji.package.build", '{"package": '], "", 1, "is no JSON object: not JSON"),
         (
             ["--with-topic"],
             '{"topic": "org.example.dev.koji.package.build", "body": {"package": "ab"}}\n',

@@ -187,6 +187,19 @@ def test_two_consumers_with_one_name_do_not_both_run(folder):
     assert "is also in a file named with --consumer" in found.problems[0]
 
 
+@pytest.mark.badinput("B48")
+def test_of_two_consumers_of_a_file_with_one_name_neither_is_taken_for_the_other(folder):
+    mark = 'from fedbus import consumer\n@consumer("koji", name="same")\ndef first(message): ...\n'
+    (folder / "same.py").write_text(mark + '@consumer("bodhi", name="same")\ndef second(message): ...\n')
+    found = find(wanted(use="same.py:same"), folder=folder)
+    assert found.consumers == []
+    assert "several consumers with that name: first, second; name one of these instead" in found.problems[0]
+    # how it is called in the file says which one is meant, even where another one has that for a name
+    (folder / "same.py").write_text(mark + '@consumer("bodhi", name="other")\ndef same(message): ...\n')
+    (one,) = find(wanted(use="same.py:same"), folder=folder).consumers
+    assert one.topics == ("bodhi",)
+
+
 def test_all_consumers_of_a_file_named_by_hand_run_or_the_one_that_is_named(folder):
     file = str(folder / "callbacks.py")
     assert [one.name for one in find({}, files=[file]).consumers] == ["builds", "updates"]
