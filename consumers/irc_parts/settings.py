@@ -27,6 +27,8 @@ def _list(items: dict[str, Any]) -> dict[str, Any]:
 
 
 _WORD = {"type": "string", "pattern": r"^[^\s\x00-\x1f\x7f,:][^\s\x00-\x1f\x7f,]*$", "maxLength": 200}
+# a name or an address; "::1" begins with what no word of a command may
+_HOST = {"type": "string", "pattern": r"^[^\s\x00-\x1f\x7f,]+$", "maxLength": 200}
 _PATH = {"type": "string", "minLength": 1}
 _TIME = {"type": ["number", "string"]}  # read by parse_duration
 _NICK = {"type": "string", "pattern": r"^[A-Za-z\[\]\\`_^{|}][A-Za-z0-9\[\]\\`_^{|}-]*$", "maxLength": 30}
@@ -63,13 +65,13 @@ _CHANNEL = _object(
 )
 _NETWORK = _object(
     {
-        "server": _WORD,
+        "server": _HOST,
         "port": {"type": "integer", "minimum": 1, "maximum": 65535},
         "tls": {"type": "boolean"},
         "tls_ca": _PATH,
         "tls_certificate": _PATH,
         "tls_key": _PATH,
-        "tls_name": _WORD,
+        "tls_name": _HOST,
         "nick": _NICK,
         "other_nicks": _list(_NICK),
         "recover": {"enum": ["nick", "regain", "ghost"]},
@@ -179,19 +181,24 @@ class ChannelOptions:
         return _SERVICE_COLOURS[zlib.crc32(service.encode()) % len(_SERVICE_COLOURS)]
 
 
+def _host(text: str) -> str:
+    """Return a name or an address, without the brackets that IPv6 has before a port."""
+    return text[1:-1] if text.startswith("[") and text.endswith("]") else text
+
+
 class NetworkOptions:
     """One server, who we are there, and the channels."""
 
     def __init__(self, name: str, wanted: Mapping[str, Any], root: str) -> None:
         where = f"networks.{name}"
         self.name = name
-        self.server: str = wanted["server"]
+        self.server: str = _host(wanted["server"])
         self.tls: bool = wanted.get("tls", True)
         self.port: int = wanted.get("port", 6697 if self.tls else 6667)
         self.tls_ca: str | None = wanted.get("tls_ca")
         self.tls_certificate: str | None = wanted.get("tls_certificate")
         self.tls_key: str | None = wanted.get("tls_key")
-        self.tls_name: str = wanted.get("tls_name", self.server)
+        self.tls_name: str = _host(wanted.get("tls_name", self.server))
         self.nick: str = wanted["nick"]
         self.other_nicks: list[str] = wanted.get("other_nicks", [])
         self.recover: str = wanted.get("recover", "nick")

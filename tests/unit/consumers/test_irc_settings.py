@@ -50,6 +50,15 @@ def test_no_networks_are_valid_settings_and_the_relay_idles(caplog: pytest.LogCa
     assert "no networks are configured" in caplog.text
 
 
+@pytest.mark.parametrize("server", ["::1", "[::1]"])
+def test_a_server_may_be_an_ipv6_address_however_it_is_written(server: str) -> None:
+    secret = {"env": "SECRET"}
+    wanted = network(server=server, tls=False, sasl={"mechanism": "PLAIN", "password": secret})
+    assert problems({"networks": {"a": wanted}}) == []
+    options = NetworkOptions("a", wanted, ROOT)
+    assert (options.server, options.tls_name) == ("::1", "::1")
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
