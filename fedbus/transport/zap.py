@@ -203,10 +203,9 @@ class Gate:
                 self._take_new(poller)
                 for one, _ in ready:
                     if one is self._zap:
-                        self._answer()
-                    elif one in self._guarded and not self._read_events(self._guarded[one]):
-                        poller.unregister(one)
-                        self._forget(self._guarded.pop(one))
+                        self._answer(poller)
+                    else:
+                        self._look_at(one, poller)
                 now = self._clock.monotonic()
                 self._judge(now)
                 if now >= look_at:
@@ -227,6 +226,13 @@ class Gate:
             self._guarded[guarded.monitor] = guarded
             poller.register(guarded.monitor, zmq.POLLIN)
 
+    def _look_at(self, monitor: zmq.Socket[bytes], poller: zmq.Poller) -> None:
+        """Take in what *monitor* has; it may have been forgotten meanwhile."""
+        guarded = self._guarded.get(monitor)
+        if guarded is not None and not self._read_events(guarded):
+            poller.unregister(monitor)
+            self._forget(self._guarded.pop(monitor))
+
     def _forget(self, guarded: _Guarded) -> None:
         guarded.monitor.close(0)
         for connection in guarded.connections.values():
@@ -235,12 +241,19 @@ class Gate:
 
     # ZAP: one request, one answer
 
-    def _answer(self) -> None:
-        for _ in range(_EVENTS_A_TURN):
+    def _answer(self, poller: zmq.Poller) -> None:
+        requests: list[list[bytes]] = []
+        while len(requests) < _EVENTS_A_TURN:
             try:
-                frames = self._zap.recv_multipart(_NOBLOCK)
+                requests.append(self._zap.recv_multipart(_NOBLOCK))
             except zmq.Again:
-                return
+                break
+        # A peer may break the protocol as soon as it has its answer, and nothing could be said of a connection that is
+        # closed before it was looked at. The event of its coming is older than the request.
+        self._take_new(poller)
+        for monitor in list(self._guarded):
+            self._look_at(monitor, poller)
+        for frames in requests:
             if len(frames) < 8:
                 continue  # RFC 27 has eight and more, and it is libzmq that asks
             asker, empty, version, request, domain, address, _, mechanism, *credentials = frames
@@ -369,9 +382,13 @@ class Gate:
         while self._suspects and self._suspects[0][0] <= now:
             _, name, connection, descriptor = self._suspects.popleft()
             handle = connection.handle
-            # Events tell numbers only. Where it is still open, we took a connection for another one; so we did where
-            # the peer has left by now: of one that libzmq has dropped, this handle keeps our side open.
-            if handle is not None and not _is_same(descriptor, handle) and _peer_is_there(handle):
+            # Events tell numbers only. Where it stays open, we took a connection for another one; so we did where the
+            # peer has left by now: of one that libzmq has dropped, this handle keeps our side open.
+            if handle is not None and _is_same(descriptor, handle):
+                if now - connection.since < 2 * _PROBATION_SECONDS:  # or a busy machine has kept libzmq from closing it
+                    self._suspects.append((now + _JUDGE_SECONDS, name, connection, descriptor))
+                    continue
+            elif handle is not None and _peer_is_there(handle):
                 self._ban(name, connection.address, LinkFault.PROTOCOL, "it sent a frame that is far too long, or none")
             _release(connection)
         while self._probation and now - self._probation[0].since > _PROBATION_SECONDS:

@@ -14,13 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import zmq
 from buses import KOJI, PATIENCE, Bus, join, numbers, quick, take
 from hostile import FOE, GREETING, Flood, command, dial, ends, frame, shake, subscription
 
 from fedbus.clock import Clock, SystemClock
 from fedbus.transport.publisher import Publisher
 from fedbus.transport.subscriber import Subscriber
-from fedbus.transport.zap import LinkFault, _Connection
+from fedbus.transport.zap import Gate, LinkFault, _Connection
 from tests.support import wait_until
 
 FRIEND = "127.0.0.1"
@@ -168,6 +169,32 @@ def test_an_oversize_subscription_bans_its_sender_for_a_while(guarded: Callable[
         wait_until(lambda: bus.links.banned == 0, PATIENCE)
 
 
+@pytest.mark.badinput("B4")
+def test_a_connection_is_known_before_its_handshake_may_end_however_late_the_gate_is(
+    guarded: Callable[..., Bus], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Late(zmq.Poller):
+        """Shows a gate what has come and gone only together with a question."""
+
+        def poll(self, timeout: float | None = None) -> list[tuple[object, int]]:
+            ready = super().poll(timeout)
+            guards = [one for one, _ in self.sockets if isinstance(one, zmq.Socket)]
+            asked = [one for one in guards if one.getsockopt(zmq.LAST_ENDPOINT).startswith(b"inproc://zeromq.zap.")]
+            if not asked or any(one is asked[0] for one, _ in ready):
+                return ready
+            return [(one, events) for one, events in ready if one not in guards]
+
+    calls: list[str] = []
+    for name in ("_accepted", "_decide"):
+        real = getattr(Gate, name)
+        monkeypatch.setattr(Gate, name, lambda *a, real=real, name=name: (calls.append(name), real(*a))[1])
+    monkeypatch.setattr(zmq, "Poller", Late)
+    bus = guarded()
+    with bus.publisher(KOJI), closing(shake(bus.settings.endpoint(KOJI).publish)):
+        wait_until(lambda: "_decide" in calls, PATIENCE)
+        assert calls == ["_accepted", "_decide"]
+
+
 def can_connect(address: str) -> bool:
     try:
         shake(address).close()
@@ -224,6 +251,26 @@ def test_who_has_left_is_not_banned_where_a_busy_gate_took_one_connection_for_an
             gate._suspects.append((0.0, KOJI, suspect, -1))  # the number that it had is nobody's now
             wait_until(lambda: suspect.handle is None, PATIENCE)
         assert bus.links.bans == ({} if left else {LinkFault.PROTOCOL: 1})
+
+
+@pytest.mark.badinput("B4")
+def test_who_has_broken_the_protocol_is_banned_however_late_its_descriptor_is_closed(
+    guarded: Callable[..., Bus],
+) -> None:
+    clock = Later()
+    bus = guarded(clock)
+    with bus.publisher(KOJI):
+        gate = bus._gate
+        assert gate is not None
+        ours, theirs = socket.socketpair()
+        with closing(theirs):
+            number = os.dup(ours.fileno())
+            suspect = _Connection(FOE, ((), ()), clock.monotonic(), ours)
+            gate._suspects.append((0.0, KOJI, suspect, number))
+            wait_until(lambda: [due for due, *_ in list(gate._suspects) if due > 0.0], PATIENCE)
+            assert not bus.links.bans
+            os.close(number)
+            wait_until(lambda: bus.links.bans == {LinkFault.PROTOCOL: 1}, PATIENCE)
 
 
 @pytest.mark.badinput("B5")
