@@ -34,7 +34,7 @@ from fedbus.transport.endpoint import Address, Endpoint
 from fedbus.transport.zap import explain, probe
 from fedbus.trust import curve
 from fedbus.trust.curve import CurvePair
-from fedbus.trust.expiry import Expiry
+from fedbus.trust.expiry import CRL_ALARM_DAYS, Expiry
 from fedbus.trust.keyring import Keyring, load_certificates
 from fedbus.trust.signer import Signer
 
@@ -327,8 +327,46 @@ def _check_keys(settings: Settings, now: float, expiries: list[Expiry]) -> list[
                 results.append(Result("keys", "crl", CRITICAL, text))
     for endpoint in settings.endpoints.values():
         results += _check_pair(endpoint, expiries)
+    results += _check_fedmsg(settings, expiries)
     results += [_expiry(expiry, now) for expiry in expiries]
     results += _check_links(settings)
+    return results
+
+
+def _check_fedmsg(settings: Settings, expiries: list[Expiry]) -> list[Result]:
+    """Check what endpoints that are marked ``wire: fedmsg`` are read with, and signed for on this host."""
+    endpoints = [one for one in settings.endpoints.values() if one.wire == "fedmsg"]
+    if not endpoints:
+        return []
+    from fedbus.fedmsg.authority import Authorities
+    from fedbus.fedmsg.signer import FedmsgSigner
+
+    results = []
+    try:
+        authorities = Authorities(settings.fedmsg, clock=SystemClock())
+    except (KeysError, OSError) as error:
+        results.append(Result("keys", "fedmsg ca", CRITICAL, str(error)))
+    else:
+        crl, advice = settings.fedmsg.crl, "bring the new one of the CA of fedmsg"
+        for one in authorities.known:
+            what = f"fedmsg CA certificate {one.name} in {settings.fedmsg.ca}"
+            expiries.append(Expiry(what=what, advice=advice, expires_at=one.not_after))
+            if crl is not None and one.crl is None:
+                text = f"{crl} holds no list that {one.name} has signed; all that it has issued is refused"
+                results.append(Result("keys", "fedmsg crl", CRITICAL, text))
+            elif crl is not None:
+                what, until = f"fedmsg revocation list of {one.name}: {crl}", authorities.list_until(one)
+                expiries.append(Expiry(what=what, advice=advice, expires_at=until, alarm_days=CRL_ALARM_DAYS))
+    for endpoint in endpoints:
+        if endpoint.certificate is None or endpoint.key is None or not endpoint.key.exists():
+            continue  # whoever publishes there does so on another host
+        what, advice = f"fedmsg certificate {endpoint.name}", "have the CA of fedmsg issue a new pair"
+        try:
+            until = FedmsgSigner.load(endpoint.certificate, endpoint.key).expires_at
+        except (KeysError, OSError) as error:
+            results.append(Result("keys", what, CRITICAL, str(error)))
+        else:
+            expiries.append(Expiry(what=what, advice=advice, expires_at=until))
     return results
 
 

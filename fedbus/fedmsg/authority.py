@@ -107,22 +107,36 @@ class Authorities:
                     if one.issuer == authority.certificate.subject and _has_signed(authority.certificate, one):
                         authority.crl = _revocations(one, str(crl))
             for authority in found:
-                self._tell(authority, str(crl))
+                if (text := self._fault(authority)) and text not in self._said:
+                    self._said.add(text)
+                    log.error("fedmsg: %s", text)
         return found
 
-    def _tell(self, authority: Authority, path: str) -> None:
-        """Log once what will have everything refused."""
-        text = ""
-        if authority.crl is None:
-            text = f"{path} holds no revocation list that {authority.name} has signed, so all it has issued is refused"
-        elif self._clock.wall() > self.list_until(authority):
-            text = (
-                f"the revocation list of {authority.name} in {path} has expired at {stamp(authority.crl.next_update)}, "
-                "so all it has issued is refused; bring a new one, or set fedmsg.crl_grace"
+    def faults(self) -> list[str]:
+        """Return what has everything refused that one of the CAs has issued, as of now; safe in any thread."""
+        return [text for one in self.known if (text := self._fault(one))]
+
+    def _fault(self, authority: Authority) -> str:
+        now = self._clock.wall()
+        if now > authority.not_after:
+            return (
+                f"the CA certificate of {authority.name} in {self.options.ca} has expired at "
+                f"{stamp(authority.not_after)}, so all it has issued is refused; bring a new one"
             )
-        if text and text not in self._said:
-            self._said.add(text)
-            log.error("fedmsg: %s", text)
+        if self.options.crl is None:
+            return ""
+        if authority.crl is None:
+            return (
+                f"{self.options.crl} holds no revocation list that {authority.name} has signed, so all it has issued "
+                "is refused; bring one"
+            )
+        if now > self.list_until(authority):
+            return (
+                f"the revocation list of {authority.name} in {self.options.crl} has expired at "
+                f"{stamp(authority.crl.next_update)}, so all it has issued is refused; bring a new one, or set "
+                "fedmsg.crl_grace"
+            )
+        return ""
 
 
 def _authority(certificate: x509.Certificate) -> Authority:

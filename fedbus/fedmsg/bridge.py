@@ -106,6 +106,8 @@ class Bridge:
             found.append(f"configuration refused: {self.refused}")
         if self.inward is not None and self.inward.failure:
             found.append(f"carrying in: {self.inward.failure}")
+        if self.inward is not None:
+            found += [f"carrying in: {fault}" for fault in self.inward.feed.validator.authorities.faults()]
         if self.outward is not None and self.outward.failure:
             found.append(f"carrying out: {self.outward.failure}")
         if self._stop_asked:

@@ -20,6 +20,7 @@ from fedbus.config.init import create
 from fedbus.config.settings import Settings
 from fedbus.errors import ConfigError
 from fedbus.journal.journal import Journal
+from tests.services.fedmsg_site import Pki
 
 
 def run(command: click.Command, *arguments: str, folder: Path | None = None, stdin: str | None = None) -> Result:
@@ -260,6 +261,43 @@ def test_check_keys_looks_only_at_the_keys_of_this_host(bus):
     result = run(check, "keys", "--json", folder=bus)
     assert result.exit_code == 0
     assert "certificate koji.build01" not in {one["name"] for one in shown(result)["results"]}
+
+
+def test_check_keys_looks_at_what_fedmsg_is_read_with_and_signed_for(bus, tmp_path):
+    pki = Pki(tmp_path / "pki")
+    pki.issue("out")
+    entry = {"publish": "tcp://127.0.0.1:1", "wire": "fedmsg"}
+    pair = {"certificate": str(pki.folder / "out.crt"), "key": str(pki.folder / "out.key")}
+    (bus / "40-fedmsg.yaml").write_text(
+        json.dumps(
+            {
+                "fedmsg": {"ca": str(pki.folder / "ca.crt"), "crl": str(pki.folder / "crl.pem")},
+                "endpoints": {"far.away": entry, "fedmsg.out": {**entry, "publish": "tcp://127.0.0.1:2", **pair}},
+            }
+        )
+    )
+
+    def found() -> dict[str, str]:
+        result = run(check, "keys", "--json", folder=bus)
+        return {one["name"]: one["text"] for one in shown(result)["results"] if "fedmsg" in one["name"]}
+
+    names = (
+        f"fedmsg CA certificate CN=test CA in {pki.folder}/ca.crt",
+        f"fedmsg revocation list of CN=test CA: {pki.folder}/crl.pem",
+        "fedmsg certificate fedmsg.out",
+    )
+    texts = found()
+    assert tuple(texts) == names
+    assert all("expires in" in text for text in texts.values())
+    pki.write_list(after=-1)
+    (pki.folder / "out.key").chmod(0o644)
+    texts = found()
+    assert "has expired at" in texts[names[1]]
+    assert "0644" in texts[names[2]]
+    (pki.folder / "crl.pem").unlink()
+    texts = found()
+    assert "cannot read fedmsg revocation list" in texts["fedmsg ca"]
+    assert run(check, "keys", folder=bus).exit_code == 4
 
 
 def test_check_topics_reports_what_the_naming_rules_say(bus):

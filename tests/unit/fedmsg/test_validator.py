@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,9 +16,12 @@ from cryptography import x509
 from fedbus.clock import ManualClock
 from fedbus.errors import KeysError, Reason, TrustError
 from fedbus.fedmsg import codec
+from fedbus.fedmsg.authority import Authorities
+from fedbus.fedmsg.bridge import Bridge
 from fedbus.fedmsg.options import FedmsgOptions
 from fedbus.fedmsg.signer import FedmsgSigner
 from fedbus.fedmsg.validator import RoutingPolicy, Validator
+from fedbus.trust.expiry import DAY
 from tests.services.fedmsg_site import PEM, Pki
 
 CORPUS = Path(__file__).resolve().parents[4] / "shared" / "corpus"
@@ -49,6 +53,47 @@ class Bench:
 @pytest.fixture
 def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path)
+
+
+@pytest.mark.badinput("B25")
+def test_what_has_everything_refused_is_told_for_as_long_as_it_does(bench: Bench) -> None:
+    clock = ManualClock(wall=bench.pki.now.timestamp())
+    found = Authorities(bench.options, clock=clock)
+    assert found.faults() == []
+    clock.advance(1.5 * DAY)  # no file has changed, but both have come to their end by now
+    assert ["the CA certificate of" in one for one in found.faults()] == [True]
+    bench.pki.certificate = bench.pki.sign("test CA", bench.pki.key, ca=True, after=30)
+    (bench.pki.folder / "ca.crt").write_bytes(bench.pki.certificate.public_bytes(PEM))
+    assert found.refresh()
+    (fault,) = found.faults()
+    assert "the revocation list of CN=test CA in" in fault
+    assert "has expired at" in fault
+    other = Pki(bench.pki.folder.parent / "other")
+    (bench.pki.folder / "crl.pem").write_bytes((other.folder / "crl.pem").read_bytes())
+    assert found.refresh()
+    (fault,) = found.faults()
+    assert "holds no revocation list that CN=test CA has signed" in fault
+    bench.pki.write_list(after=30)
+    assert found.refresh()
+    assert found.faults() == []
+    assert Authorities(replace(bench.options, crl=None), clock=clock).faults() == []
+
+
+def test_a_bridge_whose_revocation_list_has_expired_is_not_ready(bench: Bench) -> None:
+    clock = ManualClock(wall=bench.pki.now.timestamp())
+    validator = Validator(bench.options, clock=clock)
+    inward: Any = SimpleNamespace(failure="", feed=SimpleNamespace(validator=validator))
+    bridge = Bridge(None, None, drain_timeout=0.0, clock=clock)
+    try:
+        bridge.inward = inward
+        assert bridge.reasons() == []
+        clock.advance(1.5 * DAY)
+        (reason,) = bridge.reasons()
+        assert reason.startswith("carrying in: ")
+        assert "so all it has issued is refused" in reason
+    finally:
+        bridge.inward = None
+        bridge.close()
 
 
 def reason_of(check: Callable[[], object]) -> Reason:
