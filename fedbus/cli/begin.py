@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections import OrderedDict, deque
@@ -123,9 +124,13 @@ class CursorFile:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(self.path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            # whoever reads it knows nothing of the temporary file
+            raise OSError(
+                error.errno, f"the cursor file cannot be written: {error.strerror}", str(self.path)
+            ) from error
         self._written = merged
 
 
@@ -156,10 +161,19 @@ class Last:
         self._until = until
         self.collecting = False  # meanwhile, what retention has removed is no loss
 
-    def of_all(self, count: int) -> tuple[Subscriber, list[Message]]:
-        """Return the last *count* messages by the time they were published, and the subscriber that goes on."""
+    def of_all(self, count: int, since: SinceLike = "beginning") -> tuple[Subscriber, list[Message]]:
+        """Return the last *count* messages by the time they were published, and the subscriber that goes on.
+
+        Where *since* names another place than the beginning, all messages since then are read.
+        """
         count = min(count, _MOST_KEPT)
         self.collecting = True
+        if since != "beginning":
+            subscriber, kept = self._read_from(since, None, count)
+            self.collecting = False
+            return subscriber, sorted(kept, key=_when)[-count:]
+        from fedbus.model.position import Position
+
         heads = self._subscribe("now", None)
         try:
             self._drain(heads, None)
@@ -170,7 +184,8 @@ class Last:
         back = count
         while True:
             places = {name: (epoch, max(first - 1, head - back, 0)) for name, (epoch, head, first) in at.items()}
-            subscriber, kept = self._read_from(places, count)
+            positions = {name: Position(*place) for name, place in places.items()}
+            subscriber, kept = self._read_from("now", positions, count)
             whole = all(places[name][1] <= max(first - 1, 0) for name, (_, _, first) in at.items())
             if len(kept) >= count or whole or self._over():
                 self.collecting = False
@@ -178,12 +193,10 @@ class Last:
             subscriber.close()
             back *= _FURTHER
 
-    def _read_from(self, places: dict[str, tuple[str, int]], count: int) -> tuple[Subscriber, deque[Message]]:
-        """Return a subscriber that has read from *places* to the heads, and the last *count* of what it got."""
-        from fedbus.model.position import Position
-
-        kept: deque[Message] = deque(maxlen=count) if len(places) <= 1 else deque()
-        subscriber = self._subscribe("now", {name: Position(*place) for name, place in places.items()})
+    def _read_from(self, since: SinceLike, positions: Cursor | None, count: int) -> tuple[Subscriber, deque[Message]]:
+        """Return a subscriber that has read from there to the heads, and the last *count* of what it got."""
+        kept: deque[Message] = deque(maxlen=count) if positions is not None and len(positions) <= 1 else deque()
+        subscriber = self._subscribe(since, positions)
         try:
             self._drain(subscriber, lambda message: _keep(kept, message, count))
         except BaseException:

@@ -89,7 +89,12 @@ def _complete_when(context: click.Context, parameter: click.Parameter, begun: st
     shell_complete=_complete_when,
     help="Only what was published before that time, and end once it is over; a time as of --since.",
 )
-@click.option("--last", type=click.IntRange(1), metavar="N", help="Begin with the last N messages that are chosen.")
+@click.option(
+    "--last",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Begin with the last N messages that are chosen, of those since --since where that is given too.",
+)
 @click.option(
     "--last-per-topic",
     type=click.IntRange(1),
@@ -239,7 +244,6 @@ def tail(
         raise click.UsageError("--json and -o exclude each other")
     form = "json" if as_json else form
     _exclude_each_other(last=last, last_per_topic=last_per_topic, cursor=cursor, cursor_file=cursor_file)
-    _exclude_each_other(last=last, since=since)
     # a cursor would come to stand behind the first message that was not shown
     _exclude_each_other(until=until, cursor=cursor)
     _exclude_each_other(until=until, cursor_file=cursor_file)
@@ -254,7 +258,7 @@ def tail(
         raise click.UsageError("--fields names no field")
     if chosen and form not in FORMATS:
         raise click.UsageError("--fields is not for templates; name the fields in the template")
-    begin = _begin(since, "beginning" if last_per_topic else "now")
+    begin = _begin(since, "beginning" if last or last_per_topic else "now")
     ends = Ends(count=count, idle_exit=idle_exit, no_follow=no_follow, timeout=timeout, until=_moment(until))
     hangup = context.with_resource(Noted(signal.SIGHUP))  # before anything slow: its default would end us
     watcher = watch_settings(context)

@@ -213,8 +213,7 @@ class Loop:
         self._ends = ends
         self._began = began
         self._cursor_file = cursor_file
-        # as it is written in messages, so that comparing needs no parsing
-        self._until = None if ends.until is None else ends.until.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        self._until = None if ends.until is None else message_time(ends.until)
         self._beyond: set[str] = set()  # endpoints that have come to --until
         self.shown = 0
 
@@ -310,21 +309,32 @@ class Loop:
         return all(reader.endpoint in self._beyond for reader in self._subscriber.readers())
 
 
+def message_time(moment: datetime) -> str:
+    """Return *moment* as it is written in messages, so that comparing needs no parsing."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
 def write(text: str) -> None:
     """Write to stdout and flush; where there is no stdout, nowhere.
 
     Raises:
         BrokenPipeError: Nobody reads it any more.
+        OSError: It cannot be written, and "stdout" is the name of the file.
     """
     if sys.stdout is None:
         return
     encoding = sys.stdout.encoding or "utf-8"
     binary: Any = getattr(sys.stdout, "buffer", None)
-    if binary is None:
-        sys.stdout.write(text)
-    else:
-        binary.write(text.encode(encoding, "backslashreplace"))
-    sys.stdout.flush()
+    try:
+        if binary is None:
+            sys.stdout.write(text)
+        else:
+            binary.write(text.encode(encoding, "backslashreplace"))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "stdout") from error
 
 
 def is_terminal(stream: Any) -> bool:

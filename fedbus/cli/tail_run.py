@@ -13,10 +13,13 @@ from fedbus.cli.begin import CursorFile, Last
 from fedbus.cli.common import counted, notice, verbosity
 from fedbus.cli.follow import Follower
 from fedbus.cli.signals import Noted, Stop
-from fedbus.cli.tail_loop import Ends, Loop, Marks, Output, Tables, is_terminal
+from fedbus.cli.tail_loop import Ends, Loop, Marks, Output, Tables, is_terminal, message_time
 from fedbus.errors import LossError, MessageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
     from fedbus.bus import Bus, SinceLike
     from fedbus.cli.choose import Chooser
     from fedbus.model.message import Message
@@ -72,9 +75,10 @@ class Reading:
         first: list[Message] = []
         if last or last_per_topic:
             until = None if ends.timeout is None else began + ends.timeout
-            self._last = Last(self._subscribe, self._choose, stopped=lambda: stop.signal != 0, until=until)
+            choose = self._choose if ends.until is None else _before(ends.until, self._choose)
+            self._last = Last(self._subscribe, choose, stopped=lambda: stop.signal != 0, until=until)
             if last:
-                subscriber, first = self._last.of_all(last)
+                subscriber, first = self._last.of_all(last, self._begin)
             else:
                 subscriber, first = self._last.of_each_topic(last_per_topic or 1, self._begin)
         else:
@@ -142,10 +146,17 @@ class Reading:
         self._marks.mark("lost", str(loss))
 
 
+def _before(until: datetime, choose: Callable[[Message], bool]) -> Callable[[Message], bool]:
+    """Let *choose* decide of what was published before *until*, and of nothing else."""
+    moment = message_time(until)
+    return lambda message: message.time < moment and choose(message)
+
+
 def _opening(names: list[str], filters: list[str], since: SinceLike, cursor: str | None, last: int | None) -> str:
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     where = f"from cursor {cursor}, at first from {since}" if cursor else f"since {since}"
-    where = f"the last {last} and what follows" if last else where
+    if last:
+        where = f"the last {last}{'' if since == 'beginning' else f' since {since}'} and what follows"
     return f"reading {', '.join(filters) or 'everything'} of {shown}, {where}"
 
 

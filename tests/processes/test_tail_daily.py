@@ -94,6 +94,22 @@ def test_it_can_begin_with_the_last_messages_of_all_and_of_each_topic(said, fedb
     assert (done.returncode, numbers(done.stdout)) in ((6, [10]), (6, []))
 
 
+def test_the_last_messages_are_the_last_of_the_time_that_was_asked_for(said, fedbus):
+    run = ("tail", "--no-follow", "-q", "--json")
+    times = {
+        json.loads(line)["body"]["n"]: json.loads(line)["time"] for line in fedbus(*PAST, "--json").stdout.splitlines()
+    }
+    assert numbers(fedbus(*run, "--last", "2", "--until", times[6]).stdout) == [4, 5]
+    assert numbers(fedbus(*run, "--last", "2", "--until", times[11], "--where", "n<4").stdout) == [2, 3]
+    assert numbers(fedbus(*run, "--last-per-topic", "1", "--until", times[8]).stdout) == [6, 7]
+    assert numbers(fedbus(*run, "--last", "3", "--since", "beginning").stdout) == [10, 11, 12]
+    assert numbers(fedbus(*run, "--last", "3", "--since", "an hour ago", "--until", times[11]).stdout) == [8, 9, 10]
+    place = f"koji.build01/{said.epoch}/8"
+    assert numbers(fedbus(*run, "--last", "5", "--since", place, "koji").stdout) == [9, 10]
+    assert numbers(fedbus(*run, "--last", "1", "--since", place, "--count", "1", "koji").stdout) == [10]
+    assert fedbus(*run, "--last", "3", "--since", "now").stdout == ""
+
+
 def test_after_the_last_messages_it_goes_on_with_what_comes(said, bus_folder, spawn):
     tail = spawn("tail", "--last", "2", "--count", "3", "--json", "koji", config=bus_folder)
     tail.wait_for('"n":10')
@@ -120,6 +136,12 @@ def test_a_cursor_file_keeps_the_place_and_can_be_read(said, fedbus, tmp_path):
     assert numbers(fedbus(*run, "--no-follow").stdout) == [5, 6, 7, 8, 9, 10]
     said.publish("package.build.start", {"n": 13})
     assert numbers(fedbus(*run, "--no-follow").stdout) == [13]
+    nowhere = tmp_path / "nowhere" / "place"
+    done = fedbus("tail", "--cursor-file", nowhere, "--since", "beginning", "--count", "1")
+    assert (
+        done.returncode == 1
+        and f"the cursor file cannot be written: No such file or directory: {nowhere}" in done.stderr
+    )
     place.write_text("koji.build01/nonsense/4\n")
     done = fedbus(*run, "--no-follow")
     assert (done.returncode, done.stdout) == (2, "")
@@ -220,7 +242,7 @@ def test_options_work_together(said, fedbus):
 
 def test_what_makes_no_sense_together_or_alone_is_told_with_code_2(fedbus):
     for options, named in (
-        (("--last", "1", "--since", "1h"), "--last and --since"),
+        (("--last", "1", "--cursor", "a"), "--last and --cursor"),
         (("--cursor", "a", "--cursor-file", "b"), "--cursor and --cursor-file"),
         (("--until", "now", "--cursor", "a"), "--until and --cursor"),
         (("--top", "--fields", "n"), "--top and --fields"),
