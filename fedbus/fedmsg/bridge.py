@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import select
 from collections.abc import Callable, Iterable
 
+from fedbus.bell import Bell
 from fedbus.clock import Clock
 from fedbus.errors import FedbusError
 from fedbus.fedmsg.inward import Inward
@@ -42,7 +41,7 @@ class Bridge:
         self._watch_at = 0.0
         self._stop_asked = False
         self._reload_asked = False
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._bell = Bell()
 
     def run(self, *, seconds: float | None = None, on_ready: Callable[[], object] | None = None) -> None:
         """Carry until :meth:`stop`, or until *seconds* have passed; then bring what was taken to its end."""
@@ -61,19 +60,19 @@ class Bridge:
                     self._watch_at = now + _WATCH_SECONDS
                     forced, self._reload_asked = self._reload_asked, False
                     self._look(forced)
-                self._wait(_TICK)
+                self._bell.wait(_TICK)
         finally:
             self.close()
 
     def stop(self) -> None:
         """Ask :meth:`run` to end; safe in any thread and in a signal handler."""
         self._stop_asked = True
-        self._awake()
+        self._bell.release()
 
     def reload(self) -> None:
         """Ask for the configuration to be read again; safe in any thread and in a signal handler."""
         self._reload_asked = True
-        self._awake()
+        self._bell.release()
 
     def close(self) -> None:
         """End both halves; what was read is journaled, and the cursor of what was sent is written."""
@@ -86,12 +85,10 @@ class Bridge:
             if half is not None and half.ident is not None:
                 half.join(max(0.0, end - self._clock.monotonic()) + 1.0)
             elif isinstance(half, Inward):
-                half.feed.close()
+                half.close()
             elif isinstance(half, Outward):
                 half.subscriber.close()
-        wake, self._wake = self._wake, -1
-        if wake >= 0:
-            os.close(wake)
+        self._bell.close()
 
     def live(self, limit: float) -> bool:
         """Whether every thread has come round within *limit* seconds."""
@@ -125,16 +122,3 @@ class Bridge:
             self.refused = ""
             if self.inward is not None:
                 self.inward.update(endpoints)
-
-    def _wait(self, seconds: float) -> None:
-        poll = select.poll()
-        poll.register(self._wake, select.POLLIN)
-        poll.poll(int(seconds * 1000) + 1)
-        try:
-            os.eventfd_read(self._wake)
-        except BlockingIOError:
-            pass
-
-    def _awake(self) -> None:
-        if self._wake >= 0:
-            os.eventfd_write(self._wake, 1)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
-import select
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import orjson
 
+from fedbus.bell import Bell
 from fedbus.clock import Clock
 from fedbus.errors import (
     DeadlineExceeded,
@@ -114,40 +113,38 @@ class Inward(threading.Thread):
         self._stopping = False
         self._end = float("inf")  # when to give up what the disk refuses
         self._wanted: list[Endpoint] | None = list(endpoints)
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._bell = Bell()
         self._learn(publisher.stored, recent, min(remember, _LOOK_BACK))
 
     def update(self, endpoints: Iterable[Endpoint]) -> None:
         """Ask the thread to take up a changed list of endpoints."""
         self._wanted = list(endpoints)
-        os.eventfd_write(self._wake, 1)
+        self._bell.release()
 
     def stop(self, timeout: float) -> None:
         """Ask the thread to end, in *timeout* seconds at most; any thread may call this."""
         self._end = self._clock.monotonic() + timeout
         self._stopping = True
-        os.eventfd_write(self._wake, 1)
+        self._bell.release()
 
     def run(self) -> None:
-        poll = select.poll()
-        poll.register(self._wake, select.POLLIN)
-        poll.register(self.feed.descriptor, select.POLLIN)
         more = False
         while not self._stopping:
             try:
                 if not more:
-                    poll.poll(int(_TICK * 1000))
-                    try:
-                        os.eventfd_read(self._wake)
-                    except BlockingIOError:
-                        pass
+                    self._bell.wait(_TICK, (self.feed.descriptor,))
                 more = self._turn()
             except Exception as error:
                 # nothing that comes from outside may end a daemon; if it is a fault of ours, the log shows where
                 self.failure = f"{type(error).__name__}: {error}"
                 log.exception("carrying in failed; it goes on")
                 more = False
+        self.close()
+
+    def close(self) -> None:
+        """Close what the thread reads from; it does so itself when it ends."""
         self.feed.close()
+        self._bell.close()
 
     def _turn(self) -> bool:
         now = self.turned_at = self._clock.monotonic()

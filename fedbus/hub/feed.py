@@ -8,12 +8,11 @@ there is one way of getting back, and joining the feed needs no agreement betwee
 
 from __future__ import annotations
 
-import os
-import select
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fedbus.bell import Bell
 from fedbus.model.message import Message
 
 
@@ -45,7 +44,7 @@ class Feed:
         self._put = [0, 0]  # messages, bytes; written by the intake
         self._got = [0, 0]  # written by the consumer
         self._sleeping = False
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._bell = Bell()
 
     def resize(self, *, messages: int, size: int) -> None:
         """Hold other numbers of messages and bytes from now on; any thread may call this."""
@@ -85,8 +84,7 @@ class Feed:
 
     def wake(self) -> None:
         """End the consumer's wait; any thread may call this."""
-        if self._wake >= 0:
-            os.eventfd_write(self._wake, 1)
+        self._bell.release()
 
     def pop(self) -> Item | None:
         """Take the next item. For the consumer's thread, as are the methods below."""
@@ -104,21 +102,10 @@ class Feed:
             # looked at after the flag is up: what is put from now on writes to the descriptor
             if self._items:
                 return
-            poll = select.poll()
-            poll.register(self._wake, select.POLLIN)
-            for one in others:
-                poll.register(one, select.POLLIN)
-            # rounded up, or the last part of a millisecond would spin
-            poll.poll(int(seconds * 1000) + 1)
+            self._bell.wait(seconds, others)
         finally:
             self._sleeping = False
-            try:
-                os.eventfd_read(self._wake)
-            except BlockingIOError:
-                pass
 
     def close(self) -> None:
         """Free the descriptor."""
-        wake, self._wake = self._wake, -1
-        if wake >= 0:
-            os.close(wake)
+        self._bell.close()

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
-import select
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 
+from fedbus.bell import Bell
 from fedbus.errors import FedbusError, Fenced
 from fedbus.hub.consumer import Halt
 from fedbus.hub.delivery import Delivery
@@ -71,7 +70,7 @@ class Hub:
         self._renew = renew
         self._renewal_refused = ""  # why the consumers on disk do not run
         self._renew_asked = False
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._bell = Bell()
         self._stop_asked = False
         self._reload_asked = False
         self._closed = False
@@ -122,7 +121,7 @@ class Hub:
                     if now - begun >= seconds:
                         break
                     pause = min(pause, begun + seconds - now)
-                self._wait(pause)
+                self._bell.wait(pause)
                 self.tick()
         finally:
             self.close()
@@ -133,12 +132,12 @@ class Hub:
         if exit_code is not None and not self._stop_asked:
             self.exit_code = exit_code
         self._stop_asked = True
-        self._awake()
+        self._bell.release()
 
     def reload(self) -> None:
         """Ask for the configuration to be read again; safe in any thread and in a signal handler."""
         self._reload_asked = True
-        self._awake()
+        self._bell.release()
 
     def tick(self) -> None:
         """Do what is due: write cursors, look at the configuration, start and stop consumers, see who is busy."""
@@ -198,9 +197,7 @@ class Hub:
         for delivery in ending:
             if not delivery.is_alive():
                 delivery.feed.close()
-        # a late signal handler finds that there is nobody to wake
-        wake, self._wake = self._wake, -1
-        os.close(wake)
+        self._bell.close()
 
     def __enter__(self) -> Hub:
         self.start()
@@ -404,16 +401,3 @@ class Hub:
         self.source.version += 1
         self.roster.endpoints_changed(endpoints.values())
         log.debug("endpoints added: %d, removed: %d, moved: %d", len(added), len(gone), len(moved))
-
-    def _wait(self, seconds: float) -> None:
-        poll = select.poll()
-        poll.register(self._wake, select.POLLIN)
-        if poll.poll(int(max(0.0, seconds) * 1000) + 1):
-            try:
-                os.eventfd_read(self._wake)
-            except BlockingIOError:
-                pass
-
-    def _awake(self) -> None:
-        if self._wake >= 0:
-            os.eventfd_write(self._wake, 1)

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import logging
 import os
-import select
 import socket
 import threading
 import time
 from collections.abc import Callable, MutableMapping
+
+from fedbus.bell import Bell
 
 log = logging.getLogger(__name__)
 
@@ -100,8 +101,7 @@ class Keeper(threading.Thread):
         self._live = live
         self._reasons = reasons
         self._ended = False
-        # no threading.Event: a signal handler may come while the thread that it interrupts holds the lock of one
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) if self._notifier.listening else -1
+        self._bell = Bell()
         self._is_ready = False
         self._ready_text = self._shown = ""
         self._reload_at: float | None = None  # monotonic time of the last request to reload that is not done yet
@@ -118,7 +118,7 @@ class Keeper(threading.Thread):
         self._ready_text = text
         self._shown = self._status()
         self._notifier.send(READY=1, STATUS=self._shown)
-        self._rouse()
+        self._bell.release()
 
     def reloading(self) -> None:
         """Say that the configuration is being read again; safe in a signal handler, and in a storm of signals.
@@ -132,7 +132,7 @@ class Keeper(threading.Thread):
             # MONOTONIC_USEC is what Type=notify-reload (systemd 253) asks for
             self._notifier.send(RELOADING=1, MONOTONIC_USEC=int(now * 1e6))
         self._reload_at = now
-        self._rouse()
+        self._bell.release()
 
     def stopping(self, seconds: float) -> None:
         """Say that the daemon ends, within *seconds* where all goes well; safe in a signal handler."""
@@ -145,11 +145,8 @@ class Keeper(threading.Thread):
         reload_at: float | None = None
         looked_at = 0.0
         pause = min(_STATUS_SECONDS, self._notifier.watchdog_seconds / 4) if self.watched else _STATUS_SECONDS
-        poll = select.poll()
-        poll.register(self._wake, select.POLLIN)
         while not self._ended:
-            if poll.poll(int(1000 * (_RELOAD_SECONDS if self._reload_at is not None else pause)) + 1):
-                os.eventfd_read(self._wake)
+            self._bell.wait(_RELOAD_SECONDS if self._reload_at is not None else pause)
             now = time.monotonic()
             before, turned = turned, self._turned_at()
             if self.watched and turned > before and self._live():
@@ -183,15 +180,8 @@ class Keeper(threading.Thread):
 
     def __exit__(self, *_: object) -> None:
         self._ended = True
-        self._rouse()
+        self._bell.release()
         if self.is_alive():
             self.join(5.0)
         self._notifier.close()
-        # a late signal handler finds that there is nobody to wake
-        wake, self._wake = self._wake, -1
-        if wake >= 0:
-            os.close(wake)
-
-    def _rouse(self) -> None:
-        if self._wake >= 0:
-            os.eventfd_write(self._wake, 1)
+        self._bell.close()

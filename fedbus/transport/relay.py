@@ -17,6 +17,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from fedbus.bell import Bell
 from fedbus.clock import Clock, SystemClock
 from fedbus.errors import FedbusError, QueueFull, Reason, TrustError, WireError
 from fedbus.journal import spool
@@ -27,7 +28,7 @@ from fedbus.transport.options import RelayOptions, RelayRule
 from fedbus.transport.publisher import Publisher
 from fedbus.transport.refusals import RefusalLog
 from fedbus.transport.relay_door import Door, Doorman, Peer, peer_of, prepare_folder
-from fedbus.transport.relay_outlet import Bell, Drain, Outlet
+from fedbus.transport.relay_outlet import Drain, Outlet
 from fedbus.transport.relay_protocol import Request, Unavailable
 
 log = logging.getLogger(__name__)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import orjson
 
+from fedbus.bell import Bell
 from fedbus.errors import (
     DeadlineExceeded,
     FedbusError,
@@ -54,34 +55,6 @@ _STEP_MESSAGES = 500  # of a spool, between two looks at the connections
 _REFUSED_BYTES = 16 * 2**20  # of the file that keeps spooled messages that can never be published
 
 Waiter = Callable[[RelayReceipt | FedbusError], None]
-
-
-class Bell:
-    """Wakes one thread, and may be rung by any: an eventfd that is written once until somebody looks."""
-
-    def __init__(self) -> None:
-        self.descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._rung = False
-
-    def release(self) -> None:
-        """Ring; it has the name of a lock's method because :meth:`Pending.watch` wants that."""
-        if not self._rung and self.descriptor >= 0:
-            self._rung = True
-            os.eventfd_write(self.descriptor, 1)
-
-    def hush(self) -> None:
-        """Make it ready to be rung again; look at what it was rung for only after this."""
-        try:
-            os.eventfd_read(self.descriptor)
-        except BlockingIOError:
-            pass
-        self._rung = False
-
-    def close(self) -> None:
-        """Free the descriptor; ringing it from now on does nothing."""
-        descriptor, self.descriptor = self.descriptor, -1
-        if descriptor >= 0:
-            os.close(descriptor)
 
 
 class Submissions:
@@ -470,22 +443,15 @@ def send_spooled(publisher: Publisher, folder: Path, *, limits: Limits, timeout:
                 if time.monotonic() > deadline:
                     drain.close()
                     raise DeadlineExceeded(f"{drain.waiting.path} was not sent within {timeout:g} s")
-                if not drain.eager:
-                    _wait_for(bell, 0.1)
-                bell.hush()
+                if drain.eager:
+                    bell.hush()
+                else:
+                    bell.wait(0.1)
                 outlet.settle()
             if drain.failure is not None:
                 raise drain.failure
     finally:
         bell.close()
-
-
-def _wait_for(bell: Bell, seconds: float) -> None:
-    import select
-
-    poll = select.poll()
-    poll.register(bell.descriptor, select.POLLIN)
-    poll.poll(int(seconds * 1000))
 
 
 class Drain:

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # From the ground up; names with a dot stand apart from their package, and '' is `fedbus` with its public names.
 LAYERS = (
     "errors",
+    "bell",
     "clock",
     "failpoints",
     "model",
