@@ -58,8 +58,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _SPOOL_SECONDS = 60.0  # to send what waits for a publisher that is opened
+_STAMP = 1e9  # a number from here on is no age in seconds but a moment, as time.time() says it: refused, not guessed
 
-SinceLike = str | datetime | timedelta | MessageKey | Cursor
+SinceLike = str | datetime | timedelta | float | MessageKey | Cursor
 
 
 class Bus:
@@ -79,6 +80,7 @@ class Bus:
         # every connection takes a descriptor and a slot here; 500 endpoints and some subscribers fit
         self._context.set(zmq.MAX_SOCKETS, 8192)
         self._pid = os.getpid()
+        self._closed = False
         self._opened_at = self._clock.monotonic()
         self._servers: list[StatusServer] = []
         self._verifier: Verifier | None = None
@@ -288,12 +290,12 @@ class Bus:
         """Read the bus; iterate what is returned.
 
         *filters* are topic prefixes (``koji.package``, with ``*`` and ``#``), none meaning everything. *since* says
-        where to begin: ``"now"``, ``"beginning"``, a time (RFC 3339 text or ``datetime``), how long ago (``"10m"`` or
-        ``timedelta``), behind a message (its ``key``, or the text of it), or :meth:`Subscriber.positions` of another
-        subscriber. A named *cursor* is kept on this host: a later subscriber of that name goes on where this one came
-        to, and *since* counts only the first time. *positions*, of another subscriber, count before *since* for the
-        streams that are in them. With *strict*, messages known to be lost raise :class:`~fedbus.errors.LossError`;
-        otherwise *on_loss* is told, or the log.
+        where to begin: ``"now"``, ``"beginning"``, a time (RFC 3339 text or ``datetime``), how long ago (``"10m"``,
+        ``timedelta``, or a number of seconds), behind a message (its ``key``, or the text of it), or
+        :meth:`Subscriber.positions` of another subscriber. A named *cursor* is kept on this host: a later subscriber of
+        that name goes on where this one came to, and *since* counts only the first time. *positions*, of another
+        subscriber, count before *since* for the streams that are in them. With *strict*, messages known to be lost
+        raise :class:`~fedbus.errors.LossError`; otherwise *on_loss* is told, or the log.
 
         Raises:
             ConfigError, KeysError: The configuration, or the CA and its revocation list, cannot be used.
@@ -316,6 +318,10 @@ class Bus:
         foreign: bool = True,
     ) -> Subscriber:
         self._check_process()
+        if isinstance(endpoints, str):
+            raise ConfigError(f"endpoints is a list of names; write endpoints=[{endpoints!r}]")
+        if cursor is not None:
+            _check_cursor(cursor)
         start, named = parse_since(since, self._clock)  # first: "now" is before the DNS has answered
         self.discovery.begin(wait=wait)
         settings = self.settings
@@ -574,6 +580,7 @@ class Bus:
         """Close all publishers (what they accepted is journaled and sent first), subscribers and the cursor store."""
         if self._pid != os.getpid():
             return
+        self._closed = True
         self.discovery.close()
         failures: list[Exception] = []
         for server in self._servers:
@@ -617,6 +624,8 @@ class Bus:
     def _check_process(self) -> None:
         if self._pid != os.getpid():
             raise ForkedError("this Bus was opened before a fork; open one in the child")
+        if self._closed:
+            raise FedbusError("this Bus is closed; open another one with Bus.open()")
 
     def _adopt(self, settings: Settings) -> None:
         """Let *settings* be in force, for what is open too.
@@ -663,6 +672,20 @@ def load_link_pair(settings: Settings) -> CurvePair | None:
     return curve.load_pair(path) if chosen is not None or path.exists() else None
 
 
+def _check_cursor(name: str) -> None:
+    """Raise unless *name* can be kept: a text of some characters.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    try:
+        if isinstance(name, str) and name.encode():
+            return
+    except UnicodeEncodeError:
+        pass
+    raise ConfigError(f"{name!r} is no name of a cursor; write a text, such as nightly-report")
+
+
 def parse_since(since: SinceLike, clock: Clock) -> tuple[Since, Cursor]:
     """Return where streams begin, and the positions that *since* names for some of them.
 
@@ -682,15 +705,16 @@ def parse_since(since: SinceLike, clock: Clock) -> tuple[Since, Cursor]:
         return now, {}
     if since == "beginning":
         return Since(), {}
-    parts = since.split("/")
+    parts = since.split("/") if isinstance(since, str) else []
     if len(parts) == 3 and _is_epoch(parts[1]) and parts[2].isascii() and parts[2].isdigit():
         return now, {parts[0]: Position(parts[1], int(parts[2]))}
     try:
-        return Since(age=(parse_duration(since), clock.monotonic())), {}
-    except ValueError:
+        if isinstance(since, str) or since < _STAMP:
+            return Since(age=(parse_duration(since), clock.monotonic())), {}
+    except (TypeError, ValueError):
         pass
     try:
-        return Since(time_ms=int(datetime.fromisoformat(since).timestamp() * 1000)), {}
+        return Since(time_ms=int(datetime.fromisoformat(str(since)).timestamp() * 1000)), {}
     except ValueError:
         raise ValueError(
             f"{since!r} is not a place to begin: write now, beginning, a duration (10m, 2h, 7d), a time "

@@ -246,30 +246,28 @@ class _Command:
         return endpoint.relay and (self._settings.spools / endpoint.name).is_dir()
 
     def _short(self, topic: str) -> str:
-        """Return *topic* without prefix, environment and service.
+        """Return *topic* without prefix, environment and service, or whole where it is of another service.
 
         Raises:
             MessageError: It is no topic.
-            TrustError: It is of another bus or service, or the policy does not grant it.
+            TrustError: It is of another bus, or of another service and no rule of the policy grants it.
         """
-        from fedbus.errors import Reason, TrustError
         from fedbus.model.topic import check_topic
 
         naming, endpoint = self._naming, self._endpoint
-        service = endpoint.split(".", 1)[0]
-        whole = f"{naming.root}.{service}."
         if topic.startswith(naming.prefix + "."):
             check_topic(topic)
-            if not topic.startswith(whole):
+            topic = topic.removeprefix(f"{naming.root}.{endpoint.split('.', 1)[0]}.")
+            if topic.startswith(naming.prefix + "."):
                 self._settings.policy.check(endpoint, topic)
-                raise TrustError(
-                    Reason.POLICY,
-                    f"{endpoint} publishes {whole}* only, not {topic}; choose another endpoint with --as, or write "
-                    "the topic without prefix, environment and service",
-                )
-            topic = topic.removeprefix(whole)
-        self._settings.policy.check(endpoint, naming.expand(service, topic))
+                return topic
+        self._settings.policy.check(endpoint, self._full(topic))
         return topic
+
+    def _full(self, short: str) -> str:
+        """Return the topic that *short*, as of :meth:`_short`, is published under."""
+        naming = self._naming
+        return short if short.startswith(naming.root + ".") else naming.expand(self._endpoint.split(".", 1)[0], short)
 
     def _checked(self, data: bytes) -> tuple[str, dict[str, Any]]:
         """Return short topic and body; what is wrong with an argument is an error of usage."""
@@ -321,10 +319,9 @@ class _Command:
         from fedbus.wire import strict
 
         schemas, _ = open_schemas(self._settings)
-        service = self._endpoint.split(".", 1)[0]
 
         def hold_against_schema(short: str, body: dict[str, Any]) -> None:
-            if check := schemas.publishing(self._naming.expand(service, short)):
+            if check := schemas.publishing(self._full(short)):
                 check(body)
 
         if not self._lines:
@@ -349,7 +346,7 @@ class _Command:
     def _show_checked(self, short: str, body: dict[str, Any]) -> None:
         from fedbus.cli.render import to_json
 
-        full = self._naming.expand(self._endpoint.split(".", 1)[0], short)
+        full = self._full(short)
         if self._as_json:
             self._write(to_json({"topic": full, "endpoint": self._endpoint, "body": body, "dry_run": True}) + "\n")
         elif not self._silent:

@@ -21,6 +21,8 @@ def check_topic(text: str) -> None:
     Raises:
         MessageError: With ``Reason.TOPIC`` and what is wrong.
     """
+    if not isinstance(text, str):
+        raise MessageError(Reason.TOPIC, f"a topic is a text, not {type(text).__name__}")
     if len(text) > TOPIC_BYTES:
         raise MessageError(Reason.TOPIC, f"a topic has at most {TOPIC_BYTES} bytes, this one has {len(text)}")
     if not _TOPIC.match(text):
@@ -111,6 +113,8 @@ class TopicFilter:
         Raises:
             MessageError: *text* is not a filter.
         """
+        if not isinstance(text, str):
+            raise MessageError(Reason.TOPIC, f"a filter of topics is a text, not {type(text).__name__}")
         text = text.removesuffix(".")
         if naming is None or text == naming.prefix or text.startswith(naming.prefix + "."):
             return cls(text)

@@ -514,6 +514,7 @@ class Publisher:
     _busy: Pending | None = None  # the last message that the thread has taken
 
     def _learn(self, short: str) -> Topic:
+        check_topic(short)
         # a whole topic is for those whom a rule of the policy lets speak for other services
         whole = short.startswith(self._naming.root + ".")
         name = short if whole else self._naming.expand(self.endpoint.service, short)

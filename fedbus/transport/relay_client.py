@@ -365,6 +365,7 @@ class RelayPublisher:
 
     def _learn(self, short: str) -> str:
         """Return the full topic for *short*, once it is known that it may be published."""
+        check_topic(short)
         name = short
         if not short.startswith(self._naming.root + "."):
             name = self._naming.expand(self.endpoint.service, short)

@@ -19,7 +19,7 @@ from types import TracebackType
 import zmq
 
 from fedbus.clock import Clock
-from fedbus.errors import ForkedError, JournalError, KeysError, LossError, Reason, Refused, WireError
+from fedbus.errors import FedbusError, ForkedError, JournalError, KeysError, LossError, Reason, Refused, WireError
 from fedbus.journal.cursors import CursorStore
 from fedbus.model.limits import Limits
 from fedbus.model.message import Message
@@ -229,6 +229,8 @@ class Subscriber:
         Whatever was handed out before has now been worked on.
         """
         self._finish_current()
+        if self._closed and not self._stopped:
+            raise FedbusError("this subscriber is closed; subscribe again")
         while not self._ready and not self._stopped:
             now = self._clock.monotonic()
             more = self._advance(now)

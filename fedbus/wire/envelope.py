@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from fedbus.errors import Reason, WireError
+from fedbus.errors import MessageError, Reason, WireError
 from fedbus.model.limits import Limits
 from fedbus.model.message import Message
 from fedbus.wire import strict
@@ -71,13 +71,29 @@ def write(prefix: bytes, number: int, middle: bytes, sequence: int, extra: bytes
 
 
 def optional_attributes(*, dataschema: str | None, traceparent: str | None) -> bytes:
-    """Return the part of an envelope that holds the optional attributes, or nothing."""
+    """Return the part of an envelope that holds the optional attributes, or nothing.
+
+    Raises:
+        MessageError: One is no text, or text that readers refuse.
+    """
     extra = b""
     if dataschema is not None:
-        extra += b',"dataschema":' + orjson.dumps(dataschema)
+        extra += b',"dataschema":' + _text("dataschema", dataschema)
     if traceparent is not None:
-        extra += b',"traceparent":' + orjson.dumps(traceparent)
+        extra += b',"traceparent":' + _text("traceparent", traceparent)
     return extra
+
+
+def _text(name: str, value: object) -> bytes:
+    # what readers refuse must not be journaled: its place in the stream would be a loss for ever
+    if not isinstance(value, str):
+        raise MessageError(Reason.ENVELOPE, f"{name} is a text, not {type(value).__name__}")
+    if "\0" in value:
+        raise MessageError(Reason.TEXT, f"{name} holds U+0000")
+    try:
+        return orjson.dumps(value)
+    except orjson.JSONEncodeError:
+        raise MessageError(Reason.TEXT, f"{name} {value!r} is not UTF-8: it holds a lone surrogate") from None
 
 
 def submission_attribute(submission: str) -> bytes:

@@ -96,6 +96,20 @@ def test_lines_with_a_topic_name_it_short_or_in_full(bus_folder, fedbus):
     assert stored(bus_folder) == [("build.start", {"n": 1}), ("build.complete", {"n": 2}), ("tag.add", {"n": 8})]
 
 
+def test_a_topic_of_another_service_is_published_where_a_rule_grants_it(bus_folder, fedbus):
+    rule = 'policy:\n  - signer: koji.build01\n    topics: ["bodhi.update.#"]\n'
+    (bus_folder / "40-rule.yaml").write_text(rule)
+    granted = "org.example.dev.bodhi.update.create"
+    dry = fedbus("publish", granted, "{}", "--dry-run", *KOJI)
+    assert (dry.returncode, dry.stdout) == (0, f"koji.build01 would publish {granted}\n")
+    assert json.loads(fedbus("publish", granted, '{"n": 1}', "--json", *KOJI).stdout)["topic"] == granted
+    topics = [granted, "org.example.dev.bodhi.tag.add", "org.example.dev.koji.build.start"]
+    lines = "\n".join(json.dumps({"topic": topic, "body": {"n": 2}}) for topic in topics)
+    done = fedbus("publish", "--lines", "--with-topic", *KOJI, stdin=lines)
+    assert (done.returncode, done.stderr.split(":")[0]) == (1, "line 2")
+    assert stored(bus_folder) == [(granted, {"n": 1}), (granted, {"n": 2}), ("build.start", {"n": 2})]
+
+
 def test_a_topic_in_capitals_is_an_error_of_usage_that_names_the_form_that_was_meant(fedbus):
     done = fedbus("publish", "Foo.bar", "{}", *KOJI)
     assert done.returncode == 2

@@ -22,6 +22,7 @@ from fedbus.errors import (
     BindError,
     ConfigError,
     DeadlineExceeded,
+    FedbusError,
     ForkedError,
     JournalLocked,
     LossError,
@@ -197,7 +198,8 @@ def test_times_and_durations(bus: Bus) -> None:
         for since in (between, between.isoformat(), between.isoformat().replace("+00:00", "Z")):
             with bus.subscribe(since=since) as subscriber:
                 assert numbers(take(subscriber, 3)) == [4, 5, 6]
-        for since in ("1h", timedelta(hours=1), "2020-01-01T00:00:00Z", datetime(2020, 1, 1, tzinfo=UTC)):
+        ages: list[Any] = ["1h", timedelta(hours=1), 3600, 3600.0]
+        for since in (*ages, "2020-01-01T00:00:00Z", datetime(2020, 1, 1, tzinfo=UTC)):
             with bus.subscribe(since=since) as subscriber:
                 assert numbers(take(subscriber, 6)) == [1, 2, 3, 4, 5, 6]
 
@@ -211,10 +213,48 @@ def test_a_time_in_the_future_begins_with_what_comes_next(bus: Bus) -> None:
             assert numbers(take(subscriber, 1)) == [4]
 
 
-@pytest.mark.parametrize("since", ["", "yesterday", "a/b", "2026-13-01T00:00:00Z", "koji.build01//5", "-5m"])
-def test_what_is_no_place_to_begin_is_refused(bus: Bus, since: str) -> None:
+@pytest.mark.parametrize(
+    "since",
+    [
+        *("", "yesterday", "a/b", "2026-13-01T00:00:00Z", "koji.build01//5", "-5m"),
+        # a moment as time.time() says it is 56 years when it is taken for an age
+        *(None, True, -5, float("nan"), 1795343716.5, [1]),
+    ],
+)
+def test_what_is_no_place_to_begin_is_refused(bus: Bus, since: Any) -> None:
     with pytest.raises(ValueError, match="is not a place to begin"):
         bus.subscribe(since=since)
+
+
+@pytest.mark.parametrize("name", ["", "\udcff", 5], ids=ascii)
+def test_what_cannot_name_a_cursor_is_refused(bus: Bus, name: Any) -> None:
+    with pytest.raises(ConfigError, match="is no name of a cursor"):
+        bus.subscribe(cursor=name)
+
+
+def test_one_name_in_place_of_a_list_of_endpoints_is_told(bus: Bus) -> None:
+    with pytest.raises(ConfigError, match=r"write endpoints=\['koji.build01'\]"):
+        bus.subscribe(endpoints=KOJI)  # type: ignore[arg-type]
+
+
+def test_what_is_closed_says_so(open_bus: OpenBus) -> None:
+    bus = open_bus()
+    subscriber = bus.subscribe()
+    asynchronous = bus.asubscribe()
+
+    async def receive() -> None:
+        await asynchronous.close()
+        await asynchronous.receive(PATIENCE)
+
+    subscriber.close()
+    for act in (lambda: subscriber.receive(PATIENCE), lambda: next(iter(subscriber)), lambda: asyncio.run(receive())):
+        with pytest.raises(FedbusError, match="this subscriber is closed"):
+            act()
+    bus.close()
+    bus.close()
+    for act in (lambda: bus.publisher(KOJI), bus.subscribe, bus.asubscribe):
+        with pytest.raises(FedbusError, match="this Bus is closed"):
+            act()
 
 
 @pytest.mark.parametrize("text", ["koji..build", "koji.Build", "koji build", "ko*ji", ".koji", "a" * 300])
@@ -558,7 +598,8 @@ def test_a_body_that_json_cannot_carry_is_refused_and_the_next_is_published(
 
 @pytest.mark.badinput("B3")
 @pytest.mark.parametrize(
-    "topic", ["", ".", "a..b", "a.", ".a", "a.*", "#", "a b", "A.b", "a\0b", "a\x1bb", "é.b", "x" * 250, "a\n"]
+    "topic",
+    ["", ".", "a..b", "a.", ".a", "a.*", "#", "a b", "A.b", "a\0b", "a\x1bb", "é.b", "x" * 250, "a\n", 5, b"a.b", None],
 )
 def test_a_topic_that_is_none_is_refused_and_the_next_is_published(bus: Bus, topic: str) -> None:
     with bus.publisher(KOJI) as koji:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -132,6 +134,15 @@ def test_what_is_no_topic_cannot_be_published(text: str) -> None:
     with pytest.raises(MessageError) as caught:
         check_topic(text)
     assert caught.value.reason is Reason.TOPIC
+
+
+@pytest.mark.badinput("B13")
+@pytest.mark.parametrize("value", [5, None, b"koji", ["koji.package"], ("koji", "bodhi")])
+def test_what_is_no_text_is_neither_a_topic_nor_a_filter(value: Any) -> None:
+    for read in (check_topic, TopicFilter.parse, lambda text: TopicFilter.parse(text, NAMING)):
+        with pytest.raises(MessageError, match="is a text, not") as caught:
+            read(value)
+        assert caught.value.reason is Reason.TOPIC
 
 
 def test_a_topic_in_capitals_is_refused_with_the_form_that_was_meant() -> None:

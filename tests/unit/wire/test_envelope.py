@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedbus.errors import Reason, WireError
+from fedbus.errors import MessageError, Reason, WireError
 from fedbus.model.limits import Limits
 from fedbus.wire import envelope, strict
 
@@ -50,6 +50,15 @@ def test_an_envelope_reads_as_it_was_written(body: dict[str, int], sequence: int
     assert found.get("dataschema") == schema
     assert found["time"] == STAMP
     assert found["specversion"] == "1.0"
+
+
+@pytest.mark.badinput("B13")
+@pytest.mark.parametrize("value", [5, b"name", ["name"], "na\0me", "na\ud800me"], ids=ascii)
+@pytest.mark.parametrize("name", ["dataschema", "traceparent"])
+def test_an_optional_attribute_that_readers_would_refuse_is_not_written(name: str, value: object) -> None:
+    given: dict[str, Any] = {"dataschema": None, "traceparent": None, name: value}
+    with pytest.raises(MessageError, match=f"^{name} "):
+        envelope.optional_attributes(**given)
 
 
 @given(st.binary(max_size=120))
