@@ -210,6 +210,10 @@ def _look_at_journals(settings: Settings, streams: dict[str, Stream], health: He
             if (options.directory / "journal.json").exists():
                 health.results.append(Result("journals", f"journal {name}", CRITICAL, str(error)))
             continue
+        if state.endpoint != name:
+            text = f"the journal in {options.directory} belongs to endpoint {state.endpoint}, not {name}; move it away"
+            health.results.append(Result("journals", f"journal {name}", CRITICAL, text))
+            continue
         stream.journal, stream.limit = state, options.retain_bytes
         stream.epoch, stream.start, stream.head = state.epoch, state.start, state.head
         used = 100 * state.bytes / options.retain_bytes if options.retain_bytes else 0.0

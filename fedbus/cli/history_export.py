@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from fedbus.cli.common import counted, examples, load_settings, notice, verbosity
 from fedbus.cli.history_options import build_query, json_option, open_store, wanted
 from fedbus.cli.history_rows import Doubts, message_of, seal_check, verify_option
+from fedbus.cli.whole_file import whole_file
 
 if TYPE_CHECKING:
     from fedbus.history.stored import StoredMessage
@@ -35,7 +36,11 @@ _PIECE = 64 * 2**10  # bytes that are written at once
 )
 @verify_option
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Instead of to stdout."
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Instead of to stdout, which - is too.",
 )
 @json_option
 @click.pass_context
@@ -60,16 +65,16 @@ def export(
     with open_store(settings, store) as opened:
         query = build_query(settings, opened, **wanted)
         check = seal_check(settings) if verify else None
-        with _Output(output) as file:
+        with _opened(output) as lines:
             for stored in opened.find(query):
                 message = message_of(stored, check, doubts)
                 line = None if message is None else _line(stored, message, sealed, doubts)
                 if line is not None:
-                    file.add(line)
+                    lines.add(line)
                     written += 1
     if as_json:
         click.echo(json.dumps({"exported": written, "left_out": doubts.total, "faults": doubts.named}), err=True)
-    elif verbosity(context) >= 0 and output is not None:
+    elif verbosity(context) >= 0 and output is not None and str(output) != "-":
         notice(f"{counted(written, 'message')} written to {output}")
     return doubts.finish()
 
@@ -88,55 +93,42 @@ def _line(stored: StoredMessage, message: Message, sealed: bool, doubts: Doubts)
     return None
 
 
-class _Output:
-    """Lines to a file, which is there whole or not at all, or to stdout."""
+class _Lines:
+    """Lines that are written some at a time."""
 
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-        self._file: BinaryIO | None = None
+    def __init__(self, write: Callable[[str], object]) -> None:
+        self._write = write
         self._lines: list[str] = []
         self._size = 0
-
-    def __enter__(self) -> _Output:
-        if self._path is not None:
-            self._temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
-            descriptor = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            self._file = os.fdopen(descriptor, "wb")
-        return self
 
     def add(self, line: str) -> None:
         """Write a line."""
         self._lines.append(line)
         self._size += len(line)
         if self._size >= _PIECE:
-            self._flush()
+            self.flush()
 
-    def _flush(self) -> None:
-        from fedbus.cli.tail_loop import write
-
+    def flush(self) -> None:
+        """Write those that wait."""
         if not self._lines:
             return
         text = "\n".join(self._lines) + "\n"
         self._lines.clear()
         self._size = 0
-        if self._file is None:
-            write(text)
-        else:
-            self._file.write(text.encode("utf-8", "backslashreplace"))
+        self._write(text)
 
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if self._file is None:
-            if kind is None:
-                self._flush()
-            return
-        assert self._path is not None
-        try:
-            with closing(self._file):
-                if kind is None:
-                    self._flush()
-                    self._file.flush()
-                    os.fsync(self._file.fileno())
-            if kind is None:
-                self._temporary.replace(self._path)
-        finally:
-            self._temporary.unlink(missing_ok=True)
+
+@contextmanager
+def _opened(path: Path | None) -> Iterator[_Lines]:
+    """Open a file, which is there whole or not at all, or stdout."""
+    from fedbus.cli.tail_loop import write
+
+    if path is None or str(path) == "-":
+        lines = _Lines(write)
+        yield lines
+        lines.flush()
+        return
+    with whole_file(path) as file:
+        lines = _Lines(lambda text: file.write(text.encode("utf-8", "backslashreplace")))
+        yield lines
+        lines.flush()

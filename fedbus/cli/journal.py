@@ -15,6 +15,7 @@ from fedbus.cli.escaping import escape
 from fedbus.cli.journal_archive import export, import_journal
 from fedbus.cli.journal_options import (
     Reading,
+    check_owner,
     from_option,
     journals,
     json_option,
@@ -67,7 +68,9 @@ def list_journals(context: click.Context, as_json: bool) -> int:
     unreadable: list[tuple[str, str]] = []
     for name, directory in journals(settings).items():
         try:
-            states.append(look(directory, locked))
+            state = look(directory, locked)
+            check_owner(settings, name, state.endpoint)
+            states.append(state)
         except JournalError as error:
             unreadable.append((name, str(error)))
     rows = [_facts(settings, state) for state in states]
@@ -199,13 +202,13 @@ def show(
         kept = reading.messages()
         if tail is not None:
             kept = deque(kept, maxlen=tail)
-        terminal = sys.stdout.isatty()
+        terminal = sys.stdout is not None and sys.stdout.isatty()
         for one in kept:
             if not raw:
                 click.echo(renderer.render(one.message))
             elif terminal:  # what is raw must not command it
                 click.echo(escape(one.message.envelope.decode("utf-8", "replace")))
-            else:
+            elif sys.stdout is not None:
                 sys.stdout.buffer.write(one.message.envelope + b"\n")
     return reading.code
 

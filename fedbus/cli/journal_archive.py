@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -28,6 +24,7 @@ from fedbus.cli.journal_options import (
     verifier_of,
 )
 from fedbus.cli.render import to_json
+from fedbus.cli.whole_file import whole_file
 
 if TYPE_CHECKING:
     from fedbus.config.settings import Settings
@@ -46,7 +43,11 @@ if TYPE_CHECKING:
 @to_option
 @topic_option
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Write to FILE, mode 600."
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write to FILE, mode 600; - is stdout.",
 )
 @click.pass_context
 def export(
@@ -69,34 +70,15 @@ def export(
     from fedbus.journal.archive import lines_of
 
     settings = load_settings(context)
-    with opened(settings, endpoint) as reader, _output(output) as file:
+    with opened(settings, endpoint) as reader, whole_file(output) as file:
         reading = Reading(settings, reader, topics, first, last)
         count = 0
         for line in lines_of(reading.messages(), record):
             file.write(to_json(line).encode() + b"\n")
             count += 1
-    if output is not None:
+    if output is not None and str(output) != "-":
         notice(f"{counted(count, 'message')} of {endpoint} written to {output}")
     return reading.code
-
-
-@contextmanager
-def _output(path: Path | None) -> Iterator[BinaryIO]:
-    """Open stdout, or a file that gets its name only when all is in it and synced."""
-    if path is None:
-        yield sys.stdout.buffer
-        sys.stdout.flush()
-        return
-    fd, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # mode 0600
-    fresh = Path(name)
-    try:
-        with os.fdopen(fd, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(path)
-    finally:
-        fresh.unlink(missing_ok=True)
 
 
 @click.command(
@@ -138,6 +120,8 @@ def import_journal(
 
     if endpoint is None and not check:
         raise click.UsageError("say --as ENDPOINT to restore its journal, or --check")
+    if path == "-" and sys.stdin is None:
+        raise click.ClickException("stdin is closed; name the file of the export")
     settings = load_settings(context)
     verifier = verifier_of(settings)
     summary = Summary()

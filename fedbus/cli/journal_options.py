@@ -127,7 +127,25 @@ def opened(settings: Settings, name: str) -> Iterator[JournalReader]:
     from fedbus.journal.reader import JournalReader
 
     with JournalReader.open(chosen(settings, (name,))[name]) as reader:
+        check_owner(settings, name, reader.endpoint)
         yield reader
+
+
+def check_owner(settings: Settings, name: str, owner: str) -> None:
+    """Raise where the folder of the endpoint *name* holds the journal of *owner*, another one.
+
+    Its seals are good, and prove nothing of *name*. In folders that are of no endpoint somebody may keep what he likes.
+
+    Raises:
+        JournalError: It does.
+    """
+    from fedbus.errors import JournalError
+
+    if owner != name and name in settings.journals:
+        raise JournalError(
+            f"the journal in {settings.journals[name].directory} belongs to endpoint {owner!r}, not {name!r}; move it "
+            "away, or to where that endpoint's journal is kept"
+        )
 
 
 def verifier_of(settings: Settings) -> Verifier:

@@ -12,7 +12,7 @@ import click
 
 from fedbus.cli.common import complete_endpoint, counted, examples, load_settings, notice, verbosity
 from fedbus.cli.escaping import escape
-from fedbus.cli.journal_options import SHOWN_FAULTS, TRUST, chosen, json_option, size_of, verifier_of
+from fedbus.cli.journal_options import SHOWN_FAULTS, TRUST, check_owner, chosen, json_option, size_of, verifier_of
 
 if TYPE_CHECKING:
     from fedbus.journal.audit import Audit, Kind
@@ -48,7 +48,9 @@ def verify(context: click.Context, endpoints: tuple[str, ...], as_json: bool) ->
         try:
             total = sum(path.stat().st_size for path in list_segments(directory))
             with _progress(name, total, quiet=quiet) as progress:
-                found[name] = audit(directory, verifier, settings.limits, progress=progress)
+                one = audit(directory, verifier, settings.limits, progress=progress)
+            check_owner(settings, name, one.endpoint)
+            found[name] = one
         except (JournalError, OSError) as error:
             failed[name] = str(error)
     if as_json:
@@ -123,7 +125,7 @@ def _tell_audit(found: Audit) -> None:
 @contextmanager
 def _progress(name: str, total: int, *, quiet: bool) -> Iterator[Callable[[int], object]]:
     """Show a bar where somebody looks at stderr."""
-    if quiet or not sys.stderr.isatty():
+    if quiet or sys.stderr is None or not sys.stderr.isatty():
         yield lambda size: None
         return
     with click.progressbar(length=total, label=escape(name), file=sys.stderr) as bar:

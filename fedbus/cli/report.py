@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 
 from fedbus.cli.escaping import escape
 from fedbus.cli.health import CRITICAL, OK, UNKNOWN, WARNING, Health, Result, Stream, Thresholds
-from fedbus.errors import FedbusError
+from fedbus.cli.whole_file import whole_file
 from fedbus.monitor.text import Family, Sample, bounded_label, exposition
 from fedbus.trust.expiry import Expiry
 
@@ -58,14 +57,8 @@ def write(path: Path, text: str) -> None:
     Raises:
         FedbusError: The folder or the disk refused.
     """
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        fresh.write_text(text, "utf-8")
-        fresh.chmod(0o644)
-        fresh.replace(path)
-    except OSError as error:
-        fresh.unlink(missing_ok=True)
-        raise FedbusError(f"cannot write {path}: {error.strerror}; check its folder, or choose another file") from error
+    with whole_file(path, mode=0o644) as file:
+        file.write(text.encode())
 
 
 # --- text and JSON -----------------------------------------------------------------------------------------------

@@ -193,7 +193,7 @@ class _Auditor:
         if claimed:
             self._damaged(path, place, len(data), expected, expected + claimed - 1)
             return expected + claimed
-        found.torn = len(data) - place
+        found.torn = max(len(data) - place, 0)  # where not even a header is left
         return expected
 
     def _damaged(self, path: Path, start: int, end: int, first: int, last: int) -> None:

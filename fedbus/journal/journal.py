@@ -19,7 +19,7 @@ from fedbus.journal.index import Index
 from fedbus.journal.opening import heads_before
 from fedbus.journal.options import JournalOptions, SyncPolicy
 from fedbus.journal.reader import JournalReader
-from fedbus.journal.reading import Reading, Segment
+from fedbus.journal.reading import UNSOUND, Reading, Segment
 from fedbus.journal.retention import DoubtedClock, SegmentInfo, removable
 from fedbus.journal.segment import (
     AHEAD,
@@ -248,6 +248,8 @@ class Journal(Reading):
             last += AHEAD
         else:
             log.error("%s is damaged; it is kept as it is, and a new segment is begun", active.path)
+            if not found.hollow:  # what is beside a file that was set aside nobody looks at
+                self._note_damage(active, UNSOUND)
         self._segments = tuple(segments)
         self._begin_segment(last + 1, self.heads)
 

@@ -28,6 +28,7 @@ from fedbus.model.stream import Slice
 log = logging.getLogger(__name__)
 
 _BOOKMARKS = 256  # readers whose next place is remembered exactly
+UNSOUND = "its records do not follow on each other, or its header is not sound"
 _SCAN_BYTES = 4 * 2**20  # what one filtered read looks at, at most, before it answers "nothing up to here"
 
 
@@ -379,7 +380,7 @@ class Reading:
         index.whole = index.whole and index.tip == (len(data), ceiling)
         index.distrust()
         if not index.whole:
-            self._note_damage(segment, "its records do not follow on each other, or its header is not sound")
+            self._note_damage(segment, UNSOUND)
         elif self._may_mark:
             self._keep_index(segment, index)
         return index

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import shutil
+import subprocess
 import zlib
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from fedbus.clock import SystemClock
 from fedbus.journal.journal import Journal, JournalOptions, SyncPolicy
 from fedbus.journal.segment import HEADER, RECORD, decode_fixed
 from fedbus.wire import parcel as parcels
+from tests.conftest import COMMAND
 
 KOJI = "koji.build01"
 BODHI = "bodhi.web01"
@@ -184,6 +187,52 @@ def rewrite(path: Path, change: Any) -> None:
         checksum = zlib.crc32(payload, zlib.crc32(rest))
         out.append(RECORD.pack(len(payload), checksum, first, size, count, time_ms) + payload)
     path.write_bytes(b"".join(out))
+
+
+@pytest.mark.fault("F4")
+def test_the_journal_of_another_endpoint_is_not_called_good(bus_folder, fedbus):
+    publish(bus_folder, 5, BODHI)
+    shutil.copytree(folder(bus_folder, BODHI), folder(bus_folder))
+    (row,) = [row for row in json.loads(fedbus("journal", "verify", "--json").stdout) if row["endpoint"] == KOJI]
+    assert f"belongs to endpoint '{BODHI}', not '{KOJI}'" in row["error"]
+    for command in (("list",), ("verify", KOJI), ("show", KOJI), ("export", KOJI)):
+        done = fedbus("journal", *command)
+        assert done.returncode == 1 and f"belongs to endpoint '{BODHI}', not '{KOJI}'" in done.stderr, command
+    done = fedbus("check")
+    assert done.returncode == 1 and f"belongs to endpoint {BODHI}, not {KOJI}" in done.stdout
+
+
+@pytest.mark.fault("F4")
+def test_a_segment_of_which_nothing_is_left_is_one_fault_and_not_less_than_nothing(bus_folder, fedbus):
+    publish(bus_folder, 5)
+    segments(bus_folder)[0].write_bytes(b"")
+    done = fedbus("journal", "verify", KOJI)
+    assert done.returncode == 1 and "1 fault" in done.stdout and "batch being written" not in done.stderr
+    assert verdict(fedbus("journal", "verify", KOJI, "--json"))["torn_bytes"] == 0
+
+
+@pytest.mark.fault("F20")
+def test_closed_standard_streams_are_told_or_do_no_harm(bus_folder, fedbus):
+    publish(bus_folder, 5)
+
+    def with_closed(streams: str, *command: str) -> Any:
+        return subprocess.run(
+            ["sh", "-c", f'exec "$0" "$@" {streams}', *COMMAND, "journal", *command],
+            env={**os.environ, "FEDBUS_CONFIG": str(bus_folder)},
+            capture_output=True,
+            text=True,
+            timeout=180,
+            check=False,
+        )
+
+    for command in (("show", KOJI), ("show", "--raw", KOJI), ("list",), ("verify",)):
+        done = with_closed(">&-", *command)
+        assert (done.returncode, done.stderr) == (0, ""), command
+    assert with_closed("2>&-", "verify").returncode == 0
+    done = with_closed(">&-", "export", KOJI)
+    assert done.returncode == 1 and "stdout is closed" in done.stderr
+    done = with_closed("<&-", "import", "-", "--check")
+    assert done.returncode == 1 and "stdin is closed" in done.stderr
 
 
 @pytest.mark.badinput("B21")

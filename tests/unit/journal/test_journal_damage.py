@@ -104,6 +104,24 @@ def test_a_damaged_last_batch_keeps_its_numbers_for_good(tmp_path: Path) -> None
 
 
 @pytest.mark.fault("F4")
+def test_damage_that_a_publisher_meets_when_it_opens_is_noted_before_anybody_reads(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ends, _ = written(tmp_path, 6)
+    path = files_of(tmp_path)[0]
+    data = bytearray(path.read_bytes())
+    data[(ends[1][0] + ends[2][0]) // 2] ^= 1
+    path.write_bytes(data)
+    with open_journal(tmp_path):
+        pass
+    assert "do not follow on each other" in path.with_suffix(".damaged").read_text()
+    told = caplog.text.count("do not follow on each other")
+    with open_journal(tmp_path) as journal:
+        check_records(*read_all(journal), head=journal.head)
+    assert caplog.text.count("do not follow on each other") == told == 1
+
+
+@pytest.mark.fault("F4")
 def test_damage_in_the_middle_of_a_large_segment_costs_one_batch(tmp_path: Path) -> None:
     with open_journal(tmp_path, segment_bytes=400_000) as journal:
         while len(files_of(tmp_path)) < 3:
