@@ -162,6 +162,7 @@ def enable(consumer: Consumer | Callable[[Message], object]) -> Enabled:
             raise ConfigError(str(error)) from error
         topics = _topics(consumer, (), f"consumer {name!r}")
         batch = _batch(kind, consumer.batch, f"consumer {name!r}")
+        _check_call(consumer, batch, f"consumer {name!r}")
         return Enabled(name=name, consumer=consumer, topics=topics, since=consumer.since, batch=batch)
     candidate = _candidate(getattr(consumer, "__name__", repr(consumer)), consumer, "Bus.hub")
     batch = _batch(consumer, None, f"consumer {candidate.name!r}")
@@ -230,12 +231,18 @@ def load_configured(
 def _resolve(wanted: ConsumerSettings, folder: Path | None, where: str) -> tuple[list[_Candidate], str]:
     """Return what the module that ``use`` names holds, and which of it is asked for (empty: the only one)."""
     use = wanted.use
-    for entry in importlib.metadata.entry_points(group=GROUP):
-        if entry.name == use:
-            loaded = _guarded(entry.load, f"{where}: entry point {use!r} ({entry.value})")
-            if isinstance(loaded, types.ModuleType):
-                return _candidates(loaded), ""
-            return [_candidate(entry.attr or use, loaded, f"{where}: entry point {use!r}")], ""
+    # of one value there may be several, where a package is found twice on the path
+    entries = {one.value: one for one in importlib.metadata.entry_points(group=GROUP) if one.name == use}
+    if len(entries) > 1:
+        values = ", ".join(sorted(entries))
+        raise ConfigError(
+            f"{where}: several packages have an entry point {use!r}: {values}; write one of these instead"
+        )
+    for entry in entries.values():
+        loaded = _guarded(entry.load, f"{where}: entry point {use!r} ({entry.value})")
+        if isinstance(loaded, types.ModuleType):
+            return _candidates(loaded), ""
+        return [_candidate(entry.attr or use, loaded, f"{where}: entry point {use!r}")], ""
     path, _, chosen = use.partition(":")
     if path.endswith(".py"):
         return _candidates(_load_from_folder(folder, path, where)), chosen
@@ -460,13 +467,34 @@ def _build(target: Any, settings: dict[str, Any], where: str, batch: Batch | Non
             raise ConfigError(
                 f"{where}: a callback takes no settings; make it a class, or remove {', '.join(settings)}"
             )
-        return Callback(target, batched=batch is not None)
+        callback = Callback(target, batched=batch is not None)
+        _check_call(callback, batch, where)
+        return callback
     try:
         inspect.signature(target).bind(**settings)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{where}: its settings do not fit {target.__name__}: {error}") from error
     made: Consumer = _guarded(lambda: target(**settings), f"{where}: {target.__name__}")
+    _check_call(made, batch, where)
     return made
+
+
+def _check_call(made: Consumer, batch: Batch | None, where: str) -> None:
+    """Refuse what cannot take a single message: it would make a dead letter of each."""
+    call: Any = made.consume if batch is None else made.consume_batch
+    what = "consume(message)" if batch is None else "consume_batch(messages)"
+    if getattr(call, "__func__", None) in (Consumer.consume, Consumer.consume_batch):
+        raise ConfigError(f"{where}: {type(made).__name__} does nothing with messages; define {what}")
+    try:
+        signature = inspect.signature(call)
+    except (TypeError, ValueError):
+        return  # made in C; the first message will tell
+    try:
+        signature.bind(None)
+    except TypeError as error:
+        name = getattr(call, "__qualname__", what)
+        given = "message" if batch is None else "list of messages"
+        raise ConfigError(f"{where}: {name}{signature} is called with one {given}: {error}") from error
 
 
 def _batch(target: Any, configured: Batch | None, where: str) -> Batch | None:
@@ -475,7 +503,12 @@ def _batch(target: Any, configured: Batch | None, where: str) -> Batch | None:
     if mark is not None:
         return configured or mark.batch
     if takes_batches(target):
-        return configured or target.batch or Batch()
+        declared = target.batch
+        if declared is not None and not isinstance(declared, Batch):
+            raise ConfigError(
+                f"{where}: its batch is {declared!r}; write batch = fedbus.Batch(messages=500, seconds=0.5)"
+            )
+        return configured or declared or Batch()
     if configured is not None:
         raise ConfigError(f"{where}: it takes no batches; give {target.__name__} a consume_batch, or remove `batch`")
     return None

@@ -95,6 +95,26 @@ def test_an_entry_point_is_found_by_its_name(folder, tmp_path, monkeypatch):
     sys.modules.pop("acme_consumers")
 
 
+@pytest.mark.badinput("B48")
+def test_of_two_packages_with_one_entry_point_neither_is_taken_for_the_other(folder, tmp_path, monkeypatch):
+    for name in ("acme", "other", "acme-again"):  # the last is the first once more, as an editable installation leaves
+        module = name.removesuffix("-again") + "_consumers"
+        info = tmp_path / name / f"{name.replace('-', '_')}-1.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
+        (info / "entry_points.txt").write_text(f"[fedbus.consumers]\nbuilds = {module}:Announce\n")
+        (tmp_path / name / f"{module}.py").write_text(CLASS)
+    monkeypatch.syspath_prepend(str(tmp_path / "acme"))
+    monkeypatch.syspath_prepend(str(tmp_path / "acme-again"))
+    assert [one.topics for one in find(wanted(use="builds")).consumers] == [("koji.package",)]
+    monkeypatch.syspath_prepend(str(tmp_path / "other"))
+    (problem,) = find(wanted(use="builds")).problems
+    assert "several packages have an entry point 'builds': acme_consumers:Announce, other_consumers:Ann" in problem
+    assert [one.topics for one in find(wanted(use="other_consumers:Announce")).consumers] == [("koji.package",)]
+    for module in ("acme_consumers", "other_consumers"):
+        sys.modules.pop(module)
+
+
 def test_a_disabled_consumer_is_not_even_imported(folder):
     (folder / "bad.py").write_text("raise SystemExit(9)")
     found = find({**wanted(), **wanted("bad", enabled=False)}, folder=folder)
@@ -116,6 +136,11 @@ def test_a_disabled_consumer_is_not_even_imported(folder):
         (CLASS.replace('("koji.package",)', '"koji.package"'), "write a tuple"),
         (CLASS.replace("self.channel = channel", "raise OSError('no server')"), "OSError: no server"),
         ("", "it holds no consumer"),
+        (CLASS.replace("def consume", "def consumes"), "Announce does nothing with messages; define consume(message)"),
+        (CLASS.replace("(self, message)", "(self)"), "Announce.consume() is called with one message: too many"),
+        (CLASS.replace("def consume", "def consume_batch").replace("(self, message)", "(self, a, b)"), "'b'"),
+        (CLASS.replace("def consume", "batch = 5\n    def consume_batch"), "write batch = fedbus.Batch(messages=500"),
+        (CALLBACKS.replace("(message)", "(message, more)").partition('@fedbus.consumer("bodhi')[0], "on_build(message"),
     ],
 )
 def test_a_consumer_that_cannot_be_loaded_leaves_the_others_alone(folder, text, said):
