@@ -28,6 +28,12 @@ _START_SECONDS = 10.0
 _REQUEST_SECONDS = 10.0  # for a whole connection, whoever is slow
 _CONNECTIONS = 32  # at once; more are closed as they come
 _HEADER_BYTES = 8192
+_LINGER_SECONDS = 2.0  # for a client whose request is too long to take the answer
+_TOO_LONG = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\nServer: fedbus\r\nContent-Type: application/json\r\n"
+    b"Content-Length: 44\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n"
+    b'{"error": "Request Header Fields Too Large"}'
+)
 _METHODS = ("GET", "HEAD")
 
 
@@ -200,11 +206,58 @@ class StatusServer(threading.Thread):
         await self._end.wait()
         server.stop()
         await server.close_all_connections()
+        server.lingering.close()
+
+
+class _Lingering:
+    """Connections that were answered before all of their request was read.
+
+    Closed at once, the kernel would send a reset for what is still coming, and with that take the answer away. So what
+    comes is read and thrown away for a moment.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[socket.socket, asyncio.TimerHandle] = {}
+
+    def refuse(self, connection: socket.socket) -> None:
+        """Say that the request is too long; whoever owns *connection* closes it then."""
+        try:
+            connection.send(_TOO_LONG)
+            connection.shutdown(socket.SHUT_WR)
+            if len(self._held) >= _CONNECTIONS:
+                return
+            copy = connection.dup()
+        except OSError:
+            return
+        copy.setblocking(False)
+        loop = asyncio.get_running_loop()
+        self._held[copy] = loop.call_later(_LINGER_SECONDS, self._end, copy)
+        loop.add_reader(copy, self._discard, copy)
+
+    def close(self) -> None:
+        """Close all of them."""
+        for connection in list(self._held):
+            self._end(connection)
+
+    def _discard(self, connection: socket.socket) -> None:
+        try:
+            if connection.recv(65536):
+                return
+        except BlockingIOError:
+            return
+        except OSError:
+            pass
+        self._end(connection)
+
+    def _end(self, connection: socket.socket) -> None:
+        self._held.pop(connection).cancel()
+        asyncio.get_running_loop().remove_reader(connection)
+        connection.close()
 
 
 def _server(application: Any) -> Any:
     from tornado.httpserver import HTTPServer
-    from tornado.iostream import IOStream
+    from tornado.iostream import IOStream, UnsatisfiableReadError
 
     class Server(HTTPServer):
         """Takes one request of each connection, a bounded number of connections, and none for long."""
@@ -212,6 +265,7 @@ def _server(application: Any) -> Any:
         def initialize(self, *arguments: Any, **options: Any) -> None:
             super().initialize(*arguments, **options)
             self._taken = 0
+            self.lingering = _Lingering()
 
         def handle_stream(self, stream: IOStream, address: tuple[Any, ...]) -> None:
             if self._taken >= _CONNECTIONS:
@@ -220,7 +274,19 @@ def _server(application: Any) -> Any:
             self._taken += 1
             # closing a closed one does nothing
             asyncio.get_running_loop().call_later(_REQUEST_SECONDS, stream.close)
+            self._answer_what_is_too_long(stream)
             super().handle_stream(stream, address)
+
+        def _answer_what_is_too_long(self, stream: IOStream) -> None:
+            """Have *stream* say why, where tornado would close it without a word."""
+            close = stream.close
+
+            def say_and_close(exc_info: Any = False) -> None:
+                if isinstance(exc_info, UnsatisfiableReadError) and not stream.closed():
+                    self.lingering.refuse(stream.socket)
+                close(exc_info)
+
+            stream.close = say_and_close  # type: ignore[method-assign]
 
         def on_close(self, server_conn: object) -> None:
             self._taken -= 1

@@ -318,6 +318,32 @@ def test_what_no_monitor_asks_gets_an_error_and_the_port_goes_on(
 
 
 @pytest.mark.badinput("B49")
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"GET /metrics HTTP/1.1\r\n" + HOST + b"X: " + b"a" * 9_000 + b"\r\n\r\n",
+        b"GET /metrics HTTP/1.1\r\n" + HOST + b"X: " + b"a" * 2_000_000 + b"\r\n\r\n",
+        b"GET /metrics HTTP/1.1\r\n" + HOST + b"X: a\r\n" * 2_000 + b"\r\n",
+        b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\n" + HOST + b"\r\n",
+        b"\x00" * 100_000,
+    ],
+)
+def test_headers_that_are_too_long_are_told_so_however_much_of_them_still_comes(
+    server: StatusServer, request_bytes: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(monitor_http, "_LINGER_SECONDS", PATIENCE)  # a slow machine needs longer to send it
+    with socket.create_connection(("127.0.0.1", server.port), PATIENCE) as connection:
+        connection.sendall(request_bytes)  # all of it, before the answer is looked at
+        found = b""
+        while part := connection.recv(65536):
+            found += part
+    assert statuses(found) == [431]
+    head, _, body = found.partition(b"\r\n\r\n")
+    assert f"Content-Length: {len(body)}".encode() in head and "error" in json.loads(body)
+    assert get(server.address, "/metrics") == (200, "a 1\n")
+
+
+@pytest.mark.badinput("B49")
 def test_a_part_of_a_page_is_never_served(server: StatusServer) -> None:
     for wanted in (b"bytes=0-0", b"bytes=5-2", b"bytes=-1", b"lines=1-2", b"bytes=" + b"0-1," * 500):
         answer = raw(server, b"GET /metrics HTTP/1.1\r\n" + HOST + b"Range: " + wanted + b"\r\n\r\n")
