@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from fedbus.config.init import create
+from fedbus.config.init import check, create
+from fedbus.errors import ConfigError
 from fedbus.model.topic import ENVIRONMENTS
 
 _EXAMPLES = """\b
@@ -49,6 +50,10 @@ def init(
 
     A CA of its own, a certificate for each endpoint, and endpoints on free ports of the loopback; it works at once.
     """
+    try:
+        check(endpoints, prefix=prefix, environment=environment)
+    except ConfigError as error:
+        raise click.UsageError("\n".join(error.problems)) from error
     created = create(directory, endpoints, prefix=prefix, environment=environment, force=force, encrypted=curve)
     if as_json:
         report = {

@@ -21,7 +21,17 @@ from fedbus.errors import FedbusError, KeysError, TrustError
 from fedbus.model.topic import Naming
 from fedbus.transport.endpoint import check_name
 from fedbus.trust import curve
-from fedbus.trust.authority import ALGORITHMS, CA_DAYS, CERTIFICATE_DAYS, CRL_DAYS, Algorithm, Authority, Issued
+from fedbus.trust.authority import (
+    ALGORITHMS,
+    CA_DAYS,
+    CERTIFICATE_DAYS,
+    CRL_DAYS,
+    Algorithm,
+    Authority,
+    Issued,
+    check_issuable,
+    check_reason,
+)
 from fedbus.trust.expiry import Expiry, stamp
 from fedbus.trust.keyring import Keyring, load_certificates
 from fedbus.trust.leaf import certificate_names
@@ -120,6 +130,7 @@ def issue(
     as_json: bool,
 ) -> None:
     """Issue a key and a certificate for each endpoint NAME."""
+    _check_names(names)
     authority = Authority.open(_folder(context, directory))
     _issued(as_json, {name: authority.issue(name, days=days, algorithm=algorithm) for name in names})
 
@@ -144,6 +155,7 @@ def rotate(
     Running publishers take the new pair up by themselves. The old certificate stays valid, as messages signed with it
     are still on their way; revoke it by its serial (fedbus keys list) when its key was exposed.
     """
+    _check_names(names)
     authority = Authority.open(_folder(context, directory))
     _issued(as_json, {name: authority.rotate(name, days=days, algorithm=algorithm) for name in names})
 
@@ -162,6 +174,10 @@ def rotate(
 @click.pass_context
 def revoke(context: click.Context, who: str, directory: Path | None, reason: str, as_json: bool) -> None:
     """Revoke all certificates of an endpoint, or the one with this serial, and write the new revocation list."""
+    try:
+        check_reason(reason)
+    except KeysError as error:
+        raise click.UsageError(f"--reason: {error}") from error
     authority = Authority.open(_folder(context, directory))
     records = authority.revoke(who, reason)
     if as_json:
@@ -498,6 +514,15 @@ def _key_kind(certificate: x509.Certificate) -> str:
     if isinstance(key, rsa.RSAPublicKey):
         return f"RSA {key.key_size}"
     return type(key).__name__
+
+
+def _check_names(names: tuple[str, ...]) -> None:
+    # all of them before the first is issued
+    for name in names:
+        try:
+            check_issuable(name)
+        except KeysError as error:
+            raise click.UsageError(str(error)) from error
 
 
 def _issued(as_json: bool, pairs: dict[str, Issued]) -> None:

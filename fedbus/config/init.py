@@ -132,7 +132,7 @@ def create(
         ConfigError: The folder is in use, a name is no good, or the disk refuses; all problems together.
         KeysError: The CA that is there cannot be used.
     """
-    _check(endpoints, prefix, environment)
+    check(endpoints, prefix=prefix, environment=environment)
     directory = directory.absolute()
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -221,7 +221,12 @@ def _lent_from() -> int:
     return first if first > _FIRST_PORT else 65536
 
 
-def _check(endpoints: Sequence[str], prefix: str, environment: str) -> None:
+def check(endpoints: Sequence[str], *, prefix: str, environment: str) -> None:
+    """Raise unless :func:`create` can make a set-up of these.
+
+    Raises:
+        ConfigError: With all that is wrong.
+    """
     problems = []
     if not endpoints:
         problems.append("no endpoint is named; add --endpoint SERVICE.HOST, such as --endpoint koji.build01")

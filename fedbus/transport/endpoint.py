@@ -11,9 +11,10 @@ from typing import Literal
 
 from fedbus.errors import BindError, ConfigError
 
-NAME_PATTERN = r"[a-z0-9][a-z0-9_-]*(\.[a-z0-9][a-z0-9_-]*)+"  # as in a certificate: fedbus/trust/names.py
+NAME_PATTERN = r"[a-z0-9][a-z0-9_-]*(\.[a-z0-9][a-z0-9_-]*)*"  # as in a certificate: fedbus/trust/names.py
 NAME_LIMIT = 64  # an X.509 common name holds no more (ub-common-name of RFC 5280)
 _NAME = re.compile(NAME_PATTERN)
+_TAKEN = ("ca", "link")  # ca.key and ca.crt are of the CA, link.curve of the readers of a host
 _HOST = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_]([A-Za-z0-9_-]{0,62}))*\.?")
 _IPC_LIMIT = 107  # bytes; sun_path holds 108, the last one NUL
 
@@ -78,16 +79,16 @@ def check_name(name: str) -> None:
     """Return when *name* can name an endpoint.
 
     Raises:
-        ConfigError: It is not SERVICE.HOST, or longer than 64 characters.
+        ConfigError: It is not SERVICE.HOST, nor SERVICE alone, or longer than 64 characters.
     """
     if len(name) > NAME_LIMIT:
         raise ConfigError(f"endpoint name {name[:NAME_LIMIT]!r}… has {len(name)} characters; {NAME_LIMIT} at most")
+    if name in _TAKEN:
+        raise ConfigError(f"endpoint name {name!r} is that of another file among the keys; choose another one")
     if _NAME.fullmatch(name):
         return
-    hint = "use a-z, 0-9, '_' and '-' in two or more fields"
-    if re.fullmatch(r"[a-z0-9_-]+", name):
-        hint = f"add the host after a dot, such as {name}.host01"
-    elif _NAME.fullmatch(name.lower()):
+    hint = "use a-z, 0-9, '_' and '-' in fields joined by dots, such as koji.build01"
+    if _NAME.fullmatch(name.lower()):
         hint = f"write it in lower case: {name.lower()}"
     raise ConfigError(f"endpoint name {name!r} is not of the form SERVICE.HOST; {hint}")
 

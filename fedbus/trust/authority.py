@@ -47,6 +47,30 @@ BACKDATE = timedelta(minutes=5)  # a new certificate must be valid on hosts whos
 _SYSTEM_CLOCK = SystemClock()
 
 
+def check_issuable(name: str) -> None:
+    """Return when a certificate can be issued for an endpoint *name*.
+
+    Raises:
+        KeysError: It can name none.
+    """
+    if not is_name(name) or name == "ca":
+        raise KeysError(
+            f"{name!r} cannot be the name of an endpoint: write lower case fields joined by dots, such as "
+            f"koji.build01, {MAX_NAME_BYTES} bytes at most, and not `ca`"
+        )
+
+
+def check_reason(reason: str) -> None:
+    """Return when *reason* is a word of RFC 5280 for which a certificate can be revoked for good.
+
+    Raises:
+        KeysError: It is none.
+    """
+    words = {one.value for one in x509.ReasonFlags} - {"removeFromCRL", "certificateHold"}
+    if reason not in words:
+        raise KeysError(f"{reason!r} is no reason to revoke a certificate; give one of {', '.join(sorted(words))}")
+
+
 @dataclass(frozen=True, slots=True)
 class Issued:
     """Where a certificate and its key were written."""
@@ -138,7 +162,7 @@ class Authority:
         Raises:
             KeysError: *name* is no endpoint's name or has a certificate, or a file cannot be written.
         """
-        self._check_name(name)
+        check_issuable(name)
         with self._locked():
             if self._pair(name).certificate_path.exists():
                 raise KeysError(
@@ -162,7 +186,7 @@ class Authority:
         Raises:
             KeysError: *name* has no certificate, or a file cannot be written.
         """
-        self._check_name(name)
+        check_issuable(name)
         with self._locked():
             pair = self._pair(name)
             if not pair.certificate_path.exists():
@@ -190,15 +214,7 @@ class Authority:
         Raises:
             KeysError: Nothing of that name or serial was issued here, or *reason* is not known.
         """
-        try:
-            flag = x509.ReasonFlags(reason)
-        except ValueError:
-            flag = x509.ReasonFlags.remove_from_crl
-        if flag in (x509.ReasonFlags.remove_from_crl, x509.ReasonFlags.certificate_hold):
-            words = sorted(
-                one.value for one in x509.ReasonFlags if one.value not in ("removeFromCRL", "certificateHold")
-            )
-            raise KeysError(f"{reason!r} is no reason to revoke a certificate; give one of {', '.join(words)}")
+        check_reason(reason)
         with self._locked():
             wanted = who.lower().removeprefix("0x") if isinstance(who, str) else who
             records = [one for one in self.list() if who == one.name or wanted in (one.serial, _hex(one.serial))]
@@ -308,13 +324,6 @@ class Authority:
 
     def _issued(self, serial: int, suffix: str) -> Path:
         return self.directory / "issued" / f"{_hex(serial)}.{suffix}"
-
-    def _check_name(self, name: str) -> None:
-        if not is_name(name) or name == "ca":
-            raise KeysError(
-                f"{name!r} cannot be the name of an endpoint: write lower case fields joined by dots, such as "
-                f"koji.build01, {MAX_NAME_BYTES} bytes at most, and not `ca`"
-            )
 
     def _current(self) -> tuple[x509.Certificate, PrivateKey]:
         """The CA certificate that belongs to ca.key, and that key."""

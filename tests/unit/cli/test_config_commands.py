@@ -53,6 +53,30 @@ def test_init_can_say_what_it_wrote_as_json(tmp_path):
     assert report["endpoints"]["koji.build01"]["publish"].startswith("tcp://127.0.0.1:")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((), "no endpoint is named; add --endpoint"),
+        (("--endpoint", "Koji.build01"), "write it in lower case: koji.build01"),
+        (("--endpoint", "a.b", "--endpoint", "a.b"), "is named twice"),
+        (("--endpoint", "a.b", "--prefix", "org"), "two or more lower-case labels"),
+    ],
+)
+def test_init_takes_what_cannot_be_made_for_an_error_of_usage(tmp_path, arguments, says):
+    result = run(init, str(tmp_path / "bus"), *arguments)
+    assert result.exit_code == 2
+    assert says in result.stderr
+    assert not (tmp_path / "bus").exists()
+
+
+def test_init_takes_an_endpoint_that_is_a_service_alone(tmp_path):
+    assert run(init, str(tmp_path / "bus"), "--endpoint", "archive").exit_code == 0
+    settings = Settings.load(tmp_path / "bus", {})
+    assert settings.endpoint("archive").service == "archive"
+    settings.policy.check("archive", "org.example.dev.archive.file.add")
+    assert run(check.commands["keys"], folder=tmp_path / "bus").exit_code == 0
+
+
 def test_init_refuses_a_folder_in_use(bus):
     assert isinstance(run(init, str(bus), "--endpoint", "koji.build01").exception, ConfigError)
 

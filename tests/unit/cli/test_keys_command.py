@@ -49,6 +49,22 @@ def test_verify_exits_with_4_and_a_reason_when_a_certificate_is_not_trusted(run)
     assert (result.exit_code, json.loads(result.stdout)["reason"]) == (4, "revoked")
 
 
+@pytest.mark.parametrize("command", ["issue", "rotate"])
+def test_a_name_that_can_be_none_is_an_error_of_usage_and_no_other_is_issued(run, command):
+    result = run(command, "koji.build01", "Koji.build02")
+    assert result.exit_code == 2
+    assert "'Koji.build02' cannot be the name of an endpoint" in result.stderr
+    assert json.loads(run("list", "--json").stdout) == []
+
+
+def test_an_unknown_reason_to_revoke_is_an_error_of_usage_that_lists_those_there_are(run):
+    run("issue", "koji.build01")
+    result = run("revoke", "koji.build01", "--reason", "because")
+    assert result.exit_code == 2
+    assert "keyCompromise" in result.stderr
+    assert run("verify", "koji.build01").exit_code == 0
+
+
 def test_revoking_says_what_follows_and_what_to_do(run):
     run("issue", "koji.build01")
     run("rotate", "koji.build01")

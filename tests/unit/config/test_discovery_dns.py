@@ -48,7 +48,7 @@ def test_a_curve_key_is_taken_along_and_unknown_keys_are_left_for_later_releases
     [
         (one((b"*", b"build01")), "name", "SERVICE.HOST"),
         (one((b"*",)), "name", "SERVICE.HOST"),
-        (one((b"koji",)), "name", "add the host"),
+        (one((b"ca",)), "name", "among the keys"),
         (one((b"koji", b"\xff\x00")), "name", "no name of an endpoint"),
         (one((b"koji", b"x" * 63)), "name", "64 at most"),
         (one((b"koji.build01.example.net.",)), "name", "SERVICE.HOST"),

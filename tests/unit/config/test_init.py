@@ -72,9 +72,9 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
 @pytest.mark.badinput("B47")
 def test_all_bad_arguments_are_reported_together_before_anything_is_written(tmp_path):
     with pytest.raises(ConfigError) as caught:
-        create(tmp_path / "bus", ["koji", "a.b", "a.b"], prefix="org", environment="prod")
+        create(tmp_path / "bus", ["Koji", "a.b", "a.b"], prefix="org", environment="prod")
     assert len(caught.value.problems) == 4
-    assert "add the host after a dot, such as koji.host01" in caught.value.problems[0]
+    assert "write it in lower case: koji" in caught.value.problems[0]
     assert not (tmp_path / "bus").exists()
     with pytest.raises(ConfigError, match="no endpoint is named"):
         create(tmp_path / "bus", [])

@@ -93,7 +93,7 @@ def test_the_service_is_the_first_field_of_the_name():
     assert (endpoint.service, endpoint.host) == ("koji", "build01.example")
 
 
-@pytest.mark.parametrize("name", ["koji.build01", "a.b.c-d_e", "0.1"])
+@pytest.mark.parametrize("name", ["koji.build01", "a.b.c-d_e", "0.1", "archive"])
 def test_a_good_name_passes(name):
     check_name(name)
 
@@ -101,12 +101,14 @@ def test_a_good_name_passes(name):
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
-        ("koji", "such as koji.host01"),
+        ("", "fields joined by dots"),
+        ("ca", "another file among the keys"),
+        ("link", "another file among the keys"),
         ("Koji.Build", "koji.build"),
-        ("koji..a", "two or more fields"),
-        ("koji.a\n", "two or more fields"),
-        ("../x", "two or more fields"),
-        ("kо.ji", "two or more fields"),  # noqa: RUF001 - the o is Cyrillic
+        ("koji..a", "fields joined by dots"),
+        ("koji.a\n", "fields joined by dots"),
+        ("../x", "fields joined by dots"),
+        ("kо.ji", "fields joined by dots"),  # noqa: RUF001 - the o is Cyrillic
         ("a." + "b" * 64, "64 at most"),
     ],
 )
