@@ -27,7 +27,12 @@ SYSTEMD = "/lib/systemd/systemd"
 # In the new namespaces: what a booted system has, as far as a user manager looks at it. /mnt is the test's own folder,
 # since the units hide /tmp and /home.
 BEGIN = """
-mount --make-rprivate / && mount -t tmpfs tmpfs /run && mount --bind {folder} /mnt || exit 3
+mount --make-rprivate / || exit 3
+# what this machine has mounted below would still be on the manager's list, and it would look for it in vain
+while read -r _ _ _ _ place _; do
+    case $place in /run/*) umount --lazy "$(printf %b "$place")" ;; esac
+done < /proc/self/mountinfo
+mount -t tmpfs tmpfs /run && mount --bind {folder} /mnt || exit 3
 mkdir -p /mnt/root /mnt/site && mount --bind {root} /mnt/root && mount --bind {site} /mnt/site || exit 3
 mkdir -p /run/systemd/system /run/user/0
 for hierarchy in /sys/fs/cgroup/systemd /sys/fs/cgroup/unified /sys/fs/cgroup; do
