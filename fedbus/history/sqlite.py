@@ -250,10 +250,9 @@ class SqliteHistory:
 
     def _compare(self, main: sqlite3.Connection, part: Partition, expected: int) -> None:
         """Find out whether writes that were committed are gone, as after damage of a write-ahead log."""
-        missing = expected - part.writes
-        if missing <= 0:
+        text = _writes_gone(part, expected)
+        if not text:
             return
-        text = f"the last {missing} of its writes are gone"
         log.error(
             "history %s: %s, as if its write-ahead log was damaged; what they held is missing, and comes back with "
             "`fedbus history rebuild`",
@@ -291,7 +290,8 @@ class SqliteHistory:
         return [name for _, name in sorted(found)]
 
     def partitions(self) -> list[PartitionState]:
-        faults = self._noted()
+        noted = self._noted()
+        faults = {name: fault for name, (fault, _) in noted.items()}
         found = []
         for name in self._names():
             path = self._path(name)
@@ -304,15 +304,16 @@ class SqliteHistory:
             try:
                 with self._reading(name) as part, told(path, "read"):
                     (count,) = part.connection.execute("SELECT coalesce(sum(count), 0) FROM tally").fetchone()
-                found.append(PartitionState(name, count, size, faults.pop(name, "")))
+                    gone = _writes_gone(part, noted[name][1]) if name in noted else ""
+                found.append(PartitionState(name, count, size, faults.pop(name, "") or gone))
             except HistoryDamaged as error:
                 found.append(PartitionState(name, 0, size, str(error)))
                 faults.pop(name, None)
         found += [PartitionState(name, 0, 0, fault) for name, fault in faults.items() if fault]
         return found
 
-    def _noted(self) -> dict[str, str]:
-        """Return what was noted of each partition; also of one whose file is gone."""
+    def _noted(self) -> dict[str, tuple[str, int]]:
+        """Return what was noted of each partition, also of one whose file is gone, and how many writes it has taken."""
         path = self.folder / MAIN
         if not path.exists():
             return {}
@@ -324,7 +325,9 @@ class SqliteHistory:
             finally:
                 connection.close()
         gone = "its file is gone, though it held messages"
-        return {name: fault if name in there else gone for name, fault, writes in rows if name in there or writes}
+        return {
+            name: (fault if name in there else gone, writes) for name, fault, writes in rows if name in there or writes
+        }
 
     def drop_before(self, before_ms: int, *, token: int = NO_TOKEN) -> list[str]:
         with self._writing(token) as main:
@@ -432,12 +435,18 @@ class SqliteHistory:
 
     def faults(self) -> Iterator[StoreFault]:
         there = self._names()
-        for name, fault in self._noted().items():
+        noted = self._noted()
+        for name, (fault, _) in noted.items():
             if fault:
                 yield StoreFault(f"{name}.db", fault, aside=name not in there)
         for name in there:
+            fault, writes = noted.get(name, ("", 0))
             try:
                 with self._reading(name) as part:
+                    # a writer counts here only after it has written there, so what is missing was there once
+                    gone = "" if fault else _writes_gone(part, writes)
+                    if gone:
+                        yield StoreFault(part.path.name, gone, aside=False)
                     for fault in part.faults():
                         yield StoreFault(part.path.name, fault, aside=True)
             except HistoryDamaged as error:
@@ -468,8 +477,14 @@ class SqliteHistory:
 
     def settle(self) -> None:
         """Forget what was noted of partitions that are there: it was read again from the journals."""
-        with self._writing(self.token) as main, told(self.folder / MAIN, "write"):
-            main.execute("UPDATE partition SET fault = ''")
+        with self._writing(self.token) as main:
+            for name in self._names():
+                try:
+                    self._partition(main, name)  # from now on it has to have the writes that it has now
+                except HistoryDamaged:
+                    continue
+            with told(self.folder / MAIN, "write"):
+                main.execute("UPDATE partition SET fault = ''")
 
 
 @contextmanager
@@ -487,6 +502,13 @@ def _too_long(query: HistoryQuery) -> DeadlineExceeded:
     return DeadlineExceeded(
         f"the search took longer than {query.seconds:g} s; narrow it with a topic, a time or a word, or allow it more"
     )
+
+
+def _writes_gone(part: Partition, expected: int) -> str:
+    """Say how many of the *expected* writes, which were committed, *part* does not have; "" where it has them all."""
+    with told(part.path, "read"):
+        missing = expected - part.writes
+    return f"the last {missing} of its writes are gone" if missing > 0 else ""
 
 
 def _token(main: sqlite3.Connection) -> int:

@@ -151,6 +151,26 @@ def test_writes_that_are_gone_with_a_damaged_log_are_told_until_they_were_read_a
 
 
 @pytest.mark.fault("F18")
+def test_a_file_that_holds_less_than_was_written_is_told_before_anybody_writes_again(open_it, folder, press):
+    with open_it() as store:
+        store.write(press.batch(bodies(0, 3)))
+    older = (folder / NAME).read_bytes()
+    with open_it() as store:
+        store.write(press.batch(bodies(3, 3)))
+        assert list(store.faults()) == []
+    for content, writes in ((older, 1), (b"", 2)):
+        (folder / NAME).write_bytes(content)
+        with open_it() as store:
+            told = f"the last {writes} of its writes are gone"
+            assert [(fault.where, fault.text, fault.aside) for fault in store.faults()] == [(NAME, told, False)]
+            assert [one.fault for one in store.partitions()] == [told]
+    with open_it() as store:
+        store.settle()  # no journal has them any more
+        assert list(store.faults()) == []
+        assert [one.fault for one in store.partitions()] == [""]
+
+
+@pytest.mark.fault("F18")
 def test_a_file_that_is_gone_is_told_and_not_begun_anew_in_silence(open_it, folder, press):
     messages = press.batch(bodies(0, 3))
     with open_it() as store:
