@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import select
 import signal
@@ -72,6 +73,9 @@ class Stop:
         for number, handler in self._before.items():
             # once it has come, what is left of the process (flushing, joining threads) must not be cut by a burst
             signal.signal(number, self._late if self.signal else handler)
+        if self.signal:
+            # the interpreter takes handlers away before it is gone, and what is left of a burst would kill it then
+            atexit.register(_ignore, self._signals)
         os.close(self._wake)
         self._wake = -1
 
@@ -89,6 +93,11 @@ class Stop:
     def _late(self, number: int, frame: FrameType | None) -> None:
         if self._insist and time.monotonic() - self._since > _BURST_SECONDS:
             os._exit(128 + number)
+
+
+def _ignore(numbers: tuple[signal.Signals, ...]) -> None:
+    for number in numbers:
+        signal.signal(number, signal.SIG_IGN)
 
 
 class Noted:

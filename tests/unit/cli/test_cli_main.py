@@ -236,6 +236,28 @@ def test_a_later_signal_ends_what_does_not_stop_by_itself():
         process.communicate()
 
 
+LATE = """
+import os, signal, sys
+from fedbus.cli.signals import Stop
+
+class Late:
+    # it goes with its module, when the interpreter has put the handlers of signals away
+    def __del__(self, kill=os.kill, own=os.getpid(), number=signal.SIGTERM):
+        kill(own, number)
+
+late = Late()
+with Stop() as stop:
+    os.kill(os.getpid(), signal.SIGTERM)
+sys.exit(stop.code)
+"""
+
+
+@pytest.mark.fault("F20")
+def test_a_signal_of_a_burst_that_meets_the_end_of_the_interpreter_does_not_change_the_exit_code():
+    done = subprocess.run([sys.executable, "-c", LATE], capture_output=True, text=True, timeout=180, check=False)
+    assert (done.returncode, done.stderr) == (143, "")
+
+
 def test_closed_standard_streams_are_filled_so_that_no_socket_gets_their_numbers():
     program = (
         "from fedbus.cli.signals import guard_standard_streams as g; g(); import os; os._exit(os.open('/', 0) < 3)"
