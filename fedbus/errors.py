@@ -72,10 +72,11 @@ class KeysError(FedbusError):
 class BindError(FedbusError):
     """An endpoint's address cannot be bound."""
 
-    def __init__(self, text: str, *, endpoint: str, address: str) -> None:
+    def __init__(self, text: str, *, endpoint: str, address: str, in_use: bool = False) -> None:
         super().__init__(text)
         self.endpoint = endpoint
         self.address = address
+        self.in_use = in_use  # by another socket, which may go; otherwise waiting mends nothing
 
 
 class ConnectError(FedbusError):

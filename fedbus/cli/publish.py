@@ -302,6 +302,8 @@ class _Command:
         return strict.decode(data, self._settings.limits)
 
     def _one_body(self) -> bytes:
+        from fedbus.errors import MessageError, Reason
+
         if self._body is not None and self._body != "-":
             return os.fsencode(self._body)
         if sys.stdin is None:
@@ -310,7 +312,10 @@ class _Command:
             raise click.UsageError("the JSON is missing; write it behind the topic, or - to read it from stdin")
         limit = self._settings.limits.message_bytes
         data = sys.stdin.buffer.read(limit + 2)
-        return data[:-1] if data.endswith(b"\n") else data
+        data = data[:-1] if data.endswith(b"\n") else data
+        if len(data) > limit:  # what is beyond it was not read, so nobody knows how long it is
+            raise MessageError(Reason.OVERSIZE, f"the JSON on stdin: longer than {limit} bytes, the limit of a message")
+        return data
 
     def _check(self) -> int:
         """Do all but publish; return the exit code."""
@@ -408,7 +413,8 @@ class _Command:
         """Return the publisher; None when a signal came first.
 
         Raises:
-            JournalLocked, BindError: Another process held the endpoint until the deadline.
+            JournalLocked, BindError: Another process held the endpoint until the deadline, or its address can never be
+                bound here.
         """
         from fedbus.errors import BindError, JournalLocked
 
@@ -418,6 +424,8 @@ class _Command:
             try:
                 return bus.publisher(self._endpoint)
             except (JournalLocked, BindError) as error:
+                if isinstance(error, BindError) and not error.in_use:
+                    raise
                 left = deadline - time.monotonic()
                 if left <= 0:
                     text = (
@@ -425,7 +433,7 @@ class _Command:
                         f"{error}; let that process publish, choose another endpoint with --as, or give more --timeout"
                     )
                     if isinstance(error, BindError):
-                        raise BindError(text, endpoint=error.endpoint, address=error.address) from error
+                        raise BindError(text, endpoint=error.endpoint, address=error.address, in_use=True) from error
                     raise JournalLocked(text) from error
                 if not told and not self._silent:
                     told = True

@@ -62,10 +62,13 @@ def lint(
     findings: list[Finding] = []
     groups: dict[tuple[str, ...], list[str]] = {}
     for topic in existing:
-        for place, masked in _masked(_fields(topic, naming, services)):
-            group = groups.setdefault(masked, [])
-            if len(group) < _GROUP:
-                group.append(_fields(topic, naming, services)[1][place])
+        service, fields = _fields(topic, naming, services)
+        # what publishing code says names no service: it is held against those of all
+        for one in {service, ""}:
+            for place, masked in _masked((one, fields)):
+                group = groups.setdefault(masked, [])
+                if len(group) < _GROUP and fields[place] not in group:
+                    group.append(fields[place])
     for topic in dict.fromkeys(topics):
         try:
             check_topic(topic)

@@ -189,11 +189,15 @@ def _bind(socket: zmq.Socket[bytes], address: str, endpoint: Endpoint) -> None:
         hint = "stop whatever holds that address, or change the endpoint"
         if error.errno == errno.EADDRNOTAVAIL or error.errno == errno.ENODEV:
             hint = "this host does not have that address; change the endpoint"
+        elif address.startswith("ipc://") and error.errno != errno.EADDRINUSE:
+            folder = Path(Address.parse(address).path).parent
+            hint = f"make the folder {folder}, and let this user write to it, or change the endpoint"
         where = f" in {endpoint.origin}" if endpoint.origin else ""
         raise BindError(
             f"cannot bind {address} for endpoint {endpoint.name!r}: {os.strerror(error.errno or 0)}; {hint}{where}",
             endpoint=endpoint.name,
             address=address,
+            in_use=error.errno == errno.EADDRINUSE,
         ) from None
     except BindError:
         socket.close(0)

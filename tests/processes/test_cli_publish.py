@@ -134,6 +134,13 @@ def test_a_line_longer_than_any_message_is_refused_without_being_kept(bus_folder
     assert stored(bus_folder) == [("a.b", {"n": 2})]
 
 
+def test_a_body_on_stdin_beyond_the_limit_is_refused_without_a_made_up_length(bus_folder, fedbus):
+    done = fedbus("publish", "a.b", "-", *KOJI, stdin='{"a": "' + 3 * 2**20 * "x" + '"}')
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "longer than 1048576 bytes" in done.stderr
+    assert stored(bus_folder) == []
+
+
 def test_the_body_may_come_from_stdin(bus_folder, fedbus):
     assert fedbus("publish", "a.b", "-", *KOJI, stdin='{"n": 1}\n').returncode == 0
     assert fedbus("publish", "a.b", *KOJI, stdin='{\n "n": 2\n}\n').returncode == 0
@@ -205,6 +212,15 @@ def test_an_endpoint_in_use_is_waited_for_and_then_given_up_with_5(bus_folder, f
         waiting.wait_for("in use by another process")
     assert waiting.wait() == 0
     assert stored(bus_folder) == [("a.b", {"n": 1})]
+
+
+def test_an_address_that_can_never_be_bound_here_is_not_waited_for(bus_folder, fedbus):
+    text = "endpoints:\n  koji.build01:\n    publish: ipc://run/publish\n    replay: ipc://run/replay\n"
+    (bus_folder / "20-endpoints.yaml").write_text(text)
+    done = fedbus("publish", "a.b", "{}", "--timeout", "3600", *KOJI)
+    assert done.returncode == 5
+    assert f"make the folder {bus_folder}/run" in done.stderr
+    assert "in use by another process" not in done.stderr
 
 
 def test_it_leaves_at_once_with_wait_0_and_stays_for_a_subscriber_otherwise(bus_folder, spawn):

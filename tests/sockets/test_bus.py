@@ -453,7 +453,7 @@ def test_an_address_that_is_taken_is_named(bus: Bus, which: str) -> None:
     host, port = address.removeprefix("tcp://").split(":")
     with socket.create_server((host, int(port))), pytest.raises(BindError) as caught:
         bus.publisher(KOJI)
-    assert (caught.value.endpoint, caught.value.address) == (KOJI, address)
+    assert (caught.value.endpoint, caught.value.address, caught.value.in_use) == (KOJI, address, True)
     assert f"cannot bind {address} for endpoint '{KOJI}': Address already in use; stop whatever" in str(caught.value)
     assert "20-endpoints.yaml:" in str(caught.value)
     with bus.publisher(KOJI) as koji:  # the failure has left nothing bound or locked
@@ -464,6 +464,17 @@ def test_an_address_of_another_host_is_named(bus_folder: Path) -> None:
     publish, replay = (f"tcp://192.0.2.1:{port}" for port in free_ports(2))
     with Bus(moved(bus_folder, publish, replay)) as bus, pytest.raises(BindError, match="does not have that address"):
         bus.publisher(KOJI)
+
+
+def test_a_folder_that_an_address_lacks_is_named(bus_folder: Path) -> None:
+    with Bus(moved(bus_folder, "ipc://run/publish", "ipc://run/replay")) as bus:
+        with pytest.raises(BindError) as caught:
+            bus.publisher(KOJI)
+        assert f"No such file or directory; make the folder {bus_folder}/run" in str(caught.value)
+        assert not caught.value.in_use
+        (bus_folder / "run").mkdir()
+        with bus.publisher(KOJI) as koji:
+            assert koji.publish(TOPIC, {"n": 1}).sequence == 1
 
 
 def test_a_journal_has_one_publisher(bus: Bus, open_bus: OpenBus) -> None:

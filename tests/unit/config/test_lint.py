@@ -55,6 +55,15 @@ def test_a_word_that_is_nearly_one_in_use_is_a_near_duplicate():
     assert rules(["bodhi.pakage.build.complete"], existing) == []
 
 
+def test_what_publishing_code_says_is_held_against_the_names_of_all_services():
+    existing = ["org.example.dev.koji.package.build.complete", "org.example.dev.bodhi.update.request.cancel"]
+    assert rules(["package.build.complete", "update.request.cancel"], existing) == []
+    assert rules(["package.biuld.complete"], existing) == [("near-duplicate", "build")]
+    assert rules(["update.requset.cancel"], existing) == [("near-duplicate", "request")]
+    # a service that is named has words of its own
+    assert rules(["koji.update.requset.cancel"], existing) == []
+
+
 def test_two_of_the_names_given_can_be_near_duplicates_of_each_other():
     assert rules(["compose.attempt.start", "composes_.attempt.start"]) == [("near-duplicate", "compose")]
 
