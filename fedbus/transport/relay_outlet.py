@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import orjson
 
@@ -114,6 +115,10 @@ def read_submissions(home: StreamHome, after: int) -> Iterator[tuple[bytes, int]
         after = found.through
 
 
+def _plain(value: object) -> bytes:
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+
+
 def _envelopes(data: bytes) -> Iterator[bytes]:
     for record in split_records(data, verify=False):
         try:
@@ -139,6 +144,7 @@ class _Entry:
 
     key: bytes
     submission: str
+    said: int  # the hash of its topic and body
     pending: Pending
     waiters: list[Waiter]
 
@@ -258,6 +264,9 @@ class Outlet:
         key = submission_key(request.submission)
         entry = self._on_way.get(key)
         if entry is not None:
+            if entry.said != hash((request.topic, request.body)):
+                waiter(self._conflict(request.submission))
+                return
             self.stats.repeated += 1
             entry.waiters.append(waiter)
             return
@@ -267,8 +276,7 @@ class Outlet:
             return
         sequence = self.submissions.find(key)
         if sequence is not None:
-            self.stats.repeated += 1
-            waiter(self._receipt_again(publisher, request.submission, sequence))
+            waiter(self._receipt_again(publisher, request, sequence))
             return
         try:
             if request.again:
@@ -283,7 +291,7 @@ class Outlet:
             self.stats.refused += 1
             waiter(error)
         else:
-            entry = _Entry(key, request.submission, pending, [waiter])
+            entry = _Entry(key, request.submission, hash((request.topic, request.body)), pending, [waiter])
             self._on_way[key] = entry
             self._queue.append(entry)
 
@@ -330,13 +338,17 @@ class Outlet:
             for waiter in entry.waiters:
                 waiter(outcome)
 
-    def _receipt_again(self, publisher: Publisher, submission: str, sequence: int) -> RelayReceipt | FedbusError:
+    def _receipt_again(self, publisher: Publisher, request: Request, sequence: int) -> RelayReceipt | FedbusError:
         """Make the receipt of a message that is in the journal, from its envelope there."""
+        submission = request.submission
         try:
             found = publisher.stored.read(sequence - 1, 1)
             for one in _envelopes(found.data):
                 if envelope.submission_of(one) == submission:
                     attributes = orjson.loads(one)
+                    if not self._is_same(request, attributes):
+                        return self._conflict(submission)
+                    self.stats.repeated += 1
                     return RelayReceipt(
                         topic=attributes["type"],
                         endpoint=self.name,
@@ -349,7 +361,26 @@ class Outlet:
         except (JournalError, WireError) as error:
             log.error("endpoint %s: message %d cannot be read again: %s", self.name, sequence, error)
         # retention or damage took it; that it was published is certain all the same
+        self.stats.repeated += 1
         return RelayReceipt("", self.name, publisher.epoch, sequence, "", "", submission)
+
+    def _is_same(self, request: Request, attributes: dict[str, Any]) -> bool:
+        """Say whether *request* is the message in the journal with these *attributes*, which was written anew there."""
+        if not f".{attributes['type']}".endswith(f".{request.topic}"):
+            return False
+        try:
+            body = strict.encode(strict.decode(request.body, self._limits), self._limits)
+        except (WireError, MessageError):
+            return False
+        # as text, since 1, 1.0 and True are equal as values
+        return _plain(orjson.loads(body)) == _plain(attributes["data"])
+
+    def _conflict(self, submission: str) -> FedbusError:
+        """Tell that another message was handed in under *submission*: a faulty client, or one that forges."""
+        self.stats.refused += 1
+        text = f"another message was handed in as {submission} before; make a new submission for each message"
+        self._refusals.refused(f"a client of {self.name}", Reason.CONFLICT, text, time.monotonic())
+        return MessageError(Reason.CONFLICT, text)
 
     def _check_recent(self, publisher: Publisher, key: bytes) -> None:
         """Raise where *key*, which is not known, may be older than what is remembered."""

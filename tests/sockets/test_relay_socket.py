@@ -33,6 +33,7 @@ from fedbus import (
 )
 from fedbus.clock import SystemClock
 from fedbus.config.settings import Settings
+from fedbus.errors import Reason
 from fedbus.journal import spool
 from fedbus.journal.journal import Journal
 from fedbus.journal.spool import Spool
@@ -311,6 +312,31 @@ def test_a_submission_that_comes_again_gets_the_receipt_of_the_first_time(start,
     assert later[1].receipt is not None
     assert later[1].receipt.sequence == 2
     assert numbers(settings()) == [1, 2]
+
+
+@pytest.mark.badinput("B29")
+def test_another_message_under_a_submission_that_was_used_is_refused_and_told(start, raw, settings, caplog) -> None:
+    daemon = start()
+    one = request(1)
+    others = (one._replace(body=b'{"n": 2}'), one._replace(body=b'{"n": true}'), one._replace(topic="tag.add"))
+    first = answers(raw(sent(one, *others)), 4)  # before it is in the journal, mostly
+    again = answers(raw(sent(*(other._replace(again=True) for other in others), one)), 4)  # afterwards
+    # errors may come before the receipts of earlier requests
+    receipts = [answer.receipt for answer in (*first, *again) if answer.receipt is not None]
+    receipt = receipts[0]
+    assert receipts == [receipt, receipt] and receipt.topic.endswith(TOPIC)
+    for answer in (*first, *again):
+        if answer.receipt is not None:
+            continue
+        assert isinstance(answer.error, MessageError) and answer.error.reason is Reason.CONFLICT
+    assert (daemon.outlet.stats.repeated, daemon.outlet.stats.refused) == (1, 6)
+    assert f"another message was handed in as {one.submission}" in caplog.text
+    # the same message in other words is the same
+    (same,) = answers(raw(sent(one._replace(body=b' {"n":1e0}', topic=receipt.topic))), 1)
+    assert same.error is not None  # 1.0 is another number
+    (same,) = answers(raw(sent(one._replace(body=b' {"n":1} ', topic=receipt.topic))), 1)
+    assert same.receipt == receipt
+    assert numbers(settings()) == [1]
 
 
 def test_one_that_is_older_than_what_is_remembered_is_not_published_again(start, raw, settings) -> None:
