@@ -19,14 +19,14 @@ import zmq
 from click.core import ParameterSource
 
 from fedbus.bus import load_link_pair
-from fedbus.cli.common import counted
+from fedbus.cli.common import counted, notice
 from fedbus.cli.health import CRITICAL, OK, UNKNOWN, WARNING, Result, Thresholds, examine
 from fedbus.cli.report import FORMATS, Found, exit_code, render, write
 from fedbus.clock import SystemClock
 from fedbus.config.lint import VERBS, Finding, lint
 from fedbus.config.schemas import load as load_schemas
 from fedbus.config.settings import Settings
-from fedbus.errors import ConfigError, JournalError, KeysError
+from fedbus.errors import ConfigError, JournalError, KeysError, Reason, TrustError
 from fedbus.journal.reader import JournalReader
 from fedbus.journal.state import is_locked, locked_inodes
 from fedbus.model.topic import service_of_endpoint
@@ -37,6 +37,7 @@ from fedbus.trust.curve import CurvePair
 from fedbus.trust.expiry import CRL_ALARM_DAYS, Expiry
 from fedbus.trust.keyring import Keyring, load_certificates
 from fedbus.trust.signer import Signer
+from fedbus.trust.verifier import Verifier
 
 _EXAMPLES = """\b
 Examples:
@@ -315,18 +316,20 @@ def _settings(ctx: click.Context) -> Settings:
 def _check_keys(settings: Settings, now: float, expiries: list[Expiry]) -> list[Result]:
     """Check all that is on this host; *expiries* gets what ends some day."""
     results = []
+    verifier = None
     try:
         keyring = Keyring.load(settings.keyring)
     except KeysError as error:
         results.append(Result("keys", "ca", CRITICAL, str(error)))
     else:
+        verifier = Verifier(keyring, settings.policy)
         expiries += keyring.expiries()
         for authority in keyring.authorities:
             if settings.keyring.crl is not None and authority.crl is None:
                 text = f"no usable revocation list of {authority.name} in {settings.keyring.crl}; all will be refused"
                 results.append(Result("keys", "crl", CRITICAL, text))
     for endpoint in settings.endpoints.values():
-        results += _check_pair(endpoint, expiries)
+        results += _check_pair(endpoint, expiries, verifier)
     results += _check_fedmsg(settings, expiries)
     results += [_expiry(expiry, now) for expiry in expiries]
     results += _check_links(settings)
@@ -399,7 +402,7 @@ def _check_links(settings: Settings) -> list[Result]:
     return results
 
 
-def _check_pair(endpoint: Endpoint, expiries: list[Expiry]) -> list[Result]:
+def _check_pair(endpoint: Endpoint, expiries: list[Expiry], verifier: Verifier | None) -> list[Result]:
     """Check what is on this host; other hosts have the keys of their own endpoints."""
     certificate, key = endpoint.certificate, endpoint.key
     if certificate is None or key is None or endpoint.wire != "native":
@@ -407,13 +410,20 @@ def _check_pair(endpoint: Endpoint, expiries: list[Expiry]) -> list[Result]:
     name = f"certificate {endpoint.name}"
     try:
         if key.exists():
-            ends = Signer.load(endpoint.name, certificate, key).expires_at
+            signer = Signer.load(endpoint.name, certificate, key)
+            ends = signer.expires_at
+            if verifier is not None:
+                verifier.identify(signer.certificate)
         elif certificate.exists():
             ends = load_certificates(certificate, "certificate")[0].not_valid_after_utc.timestamp()
         else:
             return []
     except (KeysError, OSError) as error:
         return [Result("keys", name, CRITICAL, str(error))]
+    except TrustError as error:
+        # that a list is missing or a date has passed is told for itself
+        if error.reason not in (Reason.CRL, Reason.EXPIRED):
+            return [Result("keys", name, CRITICAL, f"readers refuse what {endpoint.name} signs: {error}")]
     expiries.append(Expiry(what=name, advice=f"renew it: fedbus keys rotate {endpoint.name}", expires_at=ends))
     return []
 
@@ -566,4 +576,4 @@ def _report_findings(findings: list[Finding], count: int, *, as_json: bool) -> N
         topic = finding.topic if finding.topic.isprintable() else ascii(finding.topic)
         click.echo(f"{topic}: {finding.rule}: {finding.text}")
     if not findings:
-        click.echo(f"{counted(count, 'topic')}, nothing to mend", err=True)
+        notice(f"{counted(count, 'topic')}, nothing to mend")

@@ -20,6 +20,7 @@ from fedbus.config.init import create
 from fedbus.config.settings import Settings
 from fedbus.errors import ConfigError
 from fedbus.journal.journal import Journal
+from fedbus.trust.authority import Authority
 from tests.services.fedmsg_site import Pki
 
 
@@ -277,6 +278,21 @@ def test_check_keys_finds_a_key_that_others_can_read(bus):
     result = run(check, "keys", folder=bus)
     assert result.exit_code == 4
     assert "0644" in result.output
+
+
+def test_check_keys_finds_certificates_that_readers_refuse(bus, tmp_path):
+    Authority.open(bus / "keys").revoke("koji.build01")
+    other = Authority.create(tmp_path / "other", common_name="Another CA")
+    other.issue("bodhi.web01")
+    for suffix in ("crt", "key"):
+        (tmp_path / f"other/bodhi.web01.{suffix}").replace(bus / f"keys/bodhi.web01.{suffix}")
+    result = run(check, "keys", "--json", folder=bus)
+    assert result.exit_code == 4
+    found = {one["name"]: one for one in shown(result)["results"]}
+    for name, why in (("koji.build01", "was revoked"), ("bodhi.web01", "is not issued by a trusted CA")):
+        one = found[f"certificate {name}"]
+        assert one["state"] == "critical"
+        assert f"readers refuse what {name} signs" in one["text"] and why in one["text"]
 
 
 def test_check_keys_looks_only_at_the_keys_of_this_host(bus):
