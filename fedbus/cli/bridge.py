@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable
 from dataclasses import replace
@@ -154,7 +153,7 @@ def _run(
                     server.start()
                 opened.run(
                     seconds=seconds,
-                    on_ready=lambda: _say_ready(opened, server, options, str(given.get("log_form")), service),
+                    on_ready=lambda: _say_ready(opened, server, options, service),
                 )
             finally:
                 if server is not None:
@@ -250,17 +249,12 @@ def _server(opened: Bridge, bus: Bus, address: str) -> StatusServer:
     return StatusServer(address, pages, owner="bridge", setting="bridge.fedmsg.http or --http")
 
 
-def _say_ready(
-    opened: Bridge, server: StatusServer | None, options: BridgeOptions, form: str, service: Service
-) -> None:
+def _say_ready(opened: Bridge, server: StatusServer | None, options: BridgeOptions, service: Service) -> None:
     facts: dict[str, Any] = {
         "endpoint": options.endpoint or None,
         "publish": options.publish or None,
         "http": server.address if server is not None else None,
     }
     shown = " ".join(f"{key}={value}" for key, value in facts.items() if value)
-    if form == "json":
-        notice(json.dumps({"event": "ready", **facts, "reasons": opened.reasons()}))
-    else:
-        notice(f"ready {shown}")
+    notice(f"ready {shown}", event="ready", **facts, reasons=opened.reasons())
     service.ready(shown)

@@ -163,8 +163,15 @@ def verbosity(context: click.Context) -> int:
     return -1 if given.get("quiet") else int(given.get("verbose", 0))
 
 
-def notice(text: str) -> None:
-    """Write a line to stderr, escaped; where there is none, nowhere."""
+def notice(text: str, **fields: object) -> None:
+    """Write a line to stderr, escaped; where there is none, nowhere.
+
+    Where logs are JSON it is an object like theirs, which has *fields* too.
+    """
+    from fedbus.cli import logs
+
+    if logs.tell_as_json(text, fields):
+        return
     try:
         click.echo(escape_lines(text), err=True)
     except OSError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -111,9 +110,7 @@ def _run(
             drain_seconds=options.drain_timeout,
         ):
             try:
-                return daemon.run(
-                    seconds=seconds, on_ready=lambda: _say_ready(daemon, str(given.get("log_form")), service)
-                )
+                return daemon.run(seconds=seconds, on_ready=lambda: _say_ready(daemon, service))
             finally:
                 if not daemon.ended:
                     # threads that hang, in a consumer's call for one, cannot be ended, nor the bus closed around them
@@ -186,7 +183,7 @@ class _Chosen:
         )
 
 
-def _say_ready(daemon: Hub, form: str, service: Service) -> None:
+def _say_ready(daemon: Hub, service: Service) -> None:
     pauses.spare_the_collector()
     reasons = daemon.reasons()
     facts: dict[str, Any] = {
@@ -200,9 +197,7 @@ def _say_ready(daemon: Hub, form: str, service: Service) -> None:
         for key, value in facts.items()
         if value not in (None, False)
     ]
-    notice(
-        json.dumps({"event": "ready", **facts, "reasons": reasons}) if form == "json" else f"ready {' '.join(shown)}"
-    )
+    notice(f"ready {' '.join(shown)}", event="ready", **facts, reasons=reasons)
     service.ready(" ".join(shown))
 
 

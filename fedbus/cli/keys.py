@@ -15,7 +15,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from fedbus.cli.common import counted
+from fedbus.cli.common import counted, notice
 from fedbus.clock import SystemClock
 from fedbus.errors import FedbusError, KeysError, TrustError
 from fedbus.model.topic import Naming
@@ -106,7 +106,7 @@ def create_ca(
     folder = _folder(context, directory)
     authority = Authority.create(folder, common_name=name, days=days, algorithm=algorithm)
     _written(as_json, ca=authority.certificate_path, key=authority.key_path, crl=authority.crl_path)
-    _notice(f"keep {authority.key_path} secret; renew the revocation list within {CRL_DAYS} days: fedbus keys crl")
+    notice(f"keep {authority.key_path} secret; renew the revocation list within {CRL_DAYS} days: fedbus keys crl")
 
 
 @keys.command(
@@ -186,19 +186,19 @@ def revoke(context: click.Context, who: str, directory: Path | None, reason: str
         for one in records:
             click.echo(f"revoked {one.name} {one.serial:x} ({reason})")
     if not records:
-        _notice(f"nothing to do: {_shown(who)} was revoked before")
+        notice(f"nothing to do: {_shown(who)} was revoked before")
     now = SystemClock.wall()
     issued = [one for one in authority.list() if one.revoked_at is None and one.not_after > now]
     for name in sorted({one.name for one in records} or {who}):
         count = sum(one.name == name for one in records)
         if count:
-            _notice(f"{counted(count, 'certificate')} of {_shown(name)} revoked: readers refuse all that was signed so")
+            notice(f"{counted(count, 'certificate')} of {_shown(name)} revoked: readers refuse all that was signed so")
         if is_name(name) and not any(one.current and one.name == name for one in issued):
-            _notice(
+            notice(
                 f"{_shown(name)} has no certificate that readers accept until: fedbus keys rotate {_shown(name)}; "
                 "a publisher that runs goes on meanwhile, and no reader takes its messages"
             )
-    _notice(f"bring {authority.crl_path} to every host; until then, they go on trusting what is revoked")
+    notice(f"bring {authority.crl_path} to every host; until then, they go on trusting what is revoked")
 
 
 @keys.command("crl", epilog=_epilog("fedbus keys crl", "fedbus keys crl --days 14"))
@@ -230,7 +230,7 @@ def roll_ca(
     authority = Authority.open(_folder(context, directory))
     path = authority.roll_over(common_name=name, days=days, algorithm=algorithm)
     _written(as_json, ca=path, key=authority.key_path, crl=authority.crl_path)
-    _notice(
+    notice(
         f"next: bring {path} and {authority.crl_path} to every host, then rotate each endpoint (fedbus keys rotate "
         f"NAME); when nothing of the old CA is left, take its certificate, the last in {path}, out"
     )
@@ -266,7 +266,7 @@ def create_curve(
         return
     for name, (public, _) in pairs.items():
         click.echo(f'{name}: {{curve: "{public}"}}')
-    _notice("put each `curve` into the endpoints file of all hosts, then restart the publisher: doc/encryption.rst")
+    notice("put each `curve` into the endpoints file of all hosts, then restart the publisher: doc/encryption.rst")
 
 
 @keys.command("link", epilog=_epilog("fedbus keys link", "fedbus keys link --name web01 >> clients"))
@@ -300,7 +300,7 @@ def _curve_pair(path: Path, what: str) -> tuple[str, Path]:
         return curve.load_pair(path).public, path
     pair = curve.make()
     curve.write_pair(path, pair, what)
-    _notice(f"{path} was made; keep it secret")
+    notice(f"{path} was made; keep it secret")
     return pair.public, path
 
 
@@ -379,7 +379,7 @@ def verify(context: click.Context, what: str, directory: Path | None, as_json: b
         if as_json:
             _json({"trusted": False, "reason": error.reason.value, "text": str(error)})
         else:
-            click.echo(f"not trusted ({error.reason.value}): {_shown(str(error))}", err=True)
+            notice(f"not trusted ({error.reason.value}): {_shown(str(error))}")
         context.exit(NOT_TRUSTED)
     if as_json:
         _json({"trusted": True, "name": identity.name, "fingerprint": identity.fingerprint})
@@ -548,10 +548,6 @@ def _written(as_json: bool, **paths: Path) -> None:
 
 def _json(value: object) -> None:
     click.echo(json.dumps(value, indent=2))
-
-
-def _notice(text: str) -> None:
-    click.echo(text, err=True)
 
 
 def _shown(text: str) -> str:

@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 import traceback
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -109,8 +110,9 @@ class TextFormatter(logging.Formatter):
 class _StderrHandler(logging.StreamHandler[Any]):
     """Writes to whatever stderr is now; a stderr that is gone must not stop a daemon, nor fill it with tracebacks."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, as_json: bool) -> None:
         logging.Handler.__init__(self)
+        self.as_json = as_json
 
     @property
     def stream(self) -> Any:
@@ -133,7 +135,7 @@ class _StderrHandler(logging.StreamHandler[Any]):
 def set_up(*, level: str | int, form: str, stamped: bool = False, tracebacks: bool = False) -> None:
     """Send the logs of this process to stderr, from *level* up, as *form*: ``text`` or ``json``."""
     journal = to_journal()
-    handler = _StderrHandler()
+    handler = _StderrHandler(as_json=form == "json")
     formatter = (
         JsonFormatter() if form == "json" else TextFormatter(stamped=stamped and not journal, tracebacks=tracebacks)
     )
@@ -144,6 +146,16 @@ def set_up(*, level: str | int, form: str, stamped: bool = False, tracebacks: bo
             root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(level.upper() if isinstance(level, str) else level)
+
+
+def tell_as_json(text: str, fields: Mapping[str, object]) -> bool:
+    """Where the logs of this process are JSON, write *text* as they are, whatever their level; say whether they are."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, _StderrHandler) and handler.as_json:
+            level = {"levelno": logging.INFO, "levelname": "INFO"}
+            handler.handle(logging.makeLogRecord({"name": "fedbus", **level, "msg": text, **fields}))
+            return True
+    return False
 
 
 def _stamp(seconds: float) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -106,7 +105,7 @@ def _run(
                     server.start()
                 daemon.run(
                     seconds=seconds,
-                    on_ready=lambda: _say_ready(daemon, server, settings, str(given.get("log_form")), service),
+                    on_ready=lambda: _say_ready(daemon, server, settings, service),
                 )
             finally:
                 if server is not None:
@@ -163,15 +162,12 @@ def status_server(daemon: Relay, bus: Bus, address: str) -> StatusServer:
     return StatusServer(address, pages, owner="relay", setting="relay.http or --http")
 
 
-def _say_ready(daemon: Relay, server: StatusServer | None, settings: Settings, form: str, service: Service) -> None:
+def _say_ready(daemon: Relay, server: StatusServer | None, settings: Settings, service: Service) -> None:
     facts: dict[str, Any] = {
         "endpoints": list(daemon.outlets),
         "socket": str(settings.relay.socket),
         "http": server.address if server is not None else None,
     }
     shown = [f"{key}={','.join(value) if isinstance(value, list) else value}" for key, value in facts.items() if value]
-    if form == "json":
-        notice(json.dumps({"event": "ready", **facts, "reasons": daemon.reasons()}))
-    else:
-        notice(f"ready {' '.join(shown)}")
+    notice(f"ready {' '.join(shown)}", event="ready", **facts, reasons=daemon.reasons())
     service.ready(" ".join(shown))

@@ -226,6 +226,6 @@ def test_refused_input_is_a_notice_on_stderr_in_the_form_that_was_asked_for(bus_
     assert fedbus("keys", "revoke", "koji.build01").returncode == 0
     done = fedbus(*PAST, "--json", "--endpoint", "koji.build01", "--log-format", "json", "--timeout", "20")
     assert done.stdout == ""
-    lines = [line for line in done.stderr.splitlines() if line.startswith("{")]
-    told = [json.loads(line) for line in lines]
+    told = [json.loads(line) for line in done.stderr.splitlines()]
+    assert all({"time", "level", "logger", "message"} <= set(one) for one in told)
     assert any("revoked" in one["message"] and one["level"] == "warning" for one in told)

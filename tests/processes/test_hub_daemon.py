@@ -571,6 +571,9 @@ def test_a_taken_port_is_an_error_of_connection(fedbus):
 def test_it_stops_by_itself_after_so_many_seconds(fedbus):
     done = fedbus("hub", "--consumer", ROOT / "doc/examples/announce.py", "--seconds", "2.5", "--log-format", "json")
     assert done.returncode == 0
-    (ready_line,) = [json.loads(line) for line in done.stderr.splitlines() if '"event": "ready"' in line]
+    told = [json.loads(line) for line in done.stderr.splitlines()]
+    assert all({"time", "level", "logger", "message"} <= set(line) for line in told)
+    (ready_line,) = [line for line in told if line.get("event") == "ready"]
+    assert ready_line["message"].startswith("ready consumers=announce-builds endpoints=3")
     assert ready_line["consumers"] == ["announce-builds"]
     assert ready_line["endpoints"] == 3

@@ -112,3 +112,31 @@ def test_a_stderr_that_nobody_reads_or_whose_disk_is_full_stops_nothing(
                 stream.close()
             except OSError:
                 pass
+
+
+NOTICE = """
+from fedbus.cli import logs
+from fedbus.cli.common import notice
+logs.set_up(level="error", form={form!r}, stamped=True)
+notice("ready \\x1b[31m consumers=1\\nand more", event="ready", consumers=["irc"], http=None)
+"""
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_notices_are_written_as_the_logs_are(form: str) -> None:
+    command = [sys.executable, "-c", NOTICE.format(form=form)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=180)
+    if form == "text":
+        assert done.stderr.splitlines() == [r"ready \x1b[31m consumers=1", "and more"]
+        return
+    (line,) = done.stderr.splitlines()
+    told = json.loads(line)
+    assert told.pop("time").endswith("Z")
+    assert told == {
+        "level": "info",
+        "logger": "fedbus",
+        "message": "ready \x1b[31m consumers=1\nand more",
+        "event": "ready",
+        "consumers": ["irc"],
+        "http": None,
+    }
