@@ -70,7 +70,7 @@ def _note(key: str) -> Callable[[click.Context, click.Parameter, Any], None]:
     return note
 
 
-_ADDRESS = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}")
+_ADDRESS = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])?:[0-9]{1,5}")
 
 
 def http_address(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:

@@ -69,7 +69,8 @@ def _reasons(status: int, text: str) -> list[str]:
 def _fetch(address: str, path: str, timeout: float) -> tuple[int, str]:
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
-    connection = http.client.HTTPConnection({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), int(port), timeout)
+    host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    connection = http.client.HTTPConnection(host, int(port), timeout)
     with contextlib.closing(connection):
         connection.request("GET", path)
         answer = connection.getresponse()

@@ -142,9 +142,11 @@ class Door:
         except OSError as error:
             if self._lock >= 0:
                 os.close(self._lock)
-            why = "another relay has it" if isinstance(error, BlockingIOError) else error.strerror or str(error)
+            why = f"{error.strerror or error}; mend its folder"
+            if isinstance(error, BlockingIOError):
+                why = "another relay has it; stop the other one"
             raise BindError(
-                f"cannot listen at {path}: {why}; stop the other one, or name another path with relay.socket",
+                f"cannot listen at {path}: {why}, or name another path with relay.socket",
                 endpoint="relay",
                 address=str(path),
             ) from error

@@ -12,12 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from buses import BODHI, GIT, KOJI, PATIENCE, first, quick, take, take_until
 from click.testing import CliRunner
 
 from fedbus import Bus, Consumer, Message
 from fedbus.cli.check import check
+from fedbus.cli.common import http_address
 from fedbus.clock import SystemClock
 from fedbus.config.init import free_ports
 from fedbus.model.position import Position
@@ -161,6 +163,19 @@ def test_what_the_hub_counts_is_asked_and_a_hub_that_does_not_answer_is_told(bus
             assert (stream["gaps"], stream["lost"], stream["refused"]) == (0, 0, 0)
             assert stream["cursors"][0]["name"] == "hub.collect"
             assert "hub.http" not in report.results
+
+
+@pytest.mark.badinput("B49")
+def test_a_port_for_which_no_host_is_given_is_one_of_the_loopback_and_is_asked_there(bus_folder: Path) -> None:
+    (port,) = free_ports(1)
+    write(bus_folder, "90-http.yaml", f"metrics: {{http: ':{port}'}}\n")
+    with Bus(quick(bus_folder)) as bus:
+        assert bus.serve_metrics().address == f"127.0.0.1:{port}"
+        assert Report(bus_folder).state("metrics ready") == "ok"
+    option = click.Option(["--http"])
+    assert http_address(click.Context(check), option, f":{port}") == f":{port}"
+    with pytest.raises(click.BadParameter):
+        http_address(click.Context(check), option, ":")
 
 
 def test_losses_that_a_running_program_has_counted_are_told(bus_folder: Path) -> None:

@@ -965,6 +965,15 @@ def test_a_second_relay_is_refused_and_a_socket_left_behind_is_replaced(start, s
             open_publisher=lambda name: pytest.fail("never"),
         ).run()
     assert path.exists()
+    path.with_name("file").touch()
+    with pytest.raises(BindError, match=r": (?!.*stop the other one).*; mend its folder, or name another path"):
+        Relay(
+            {},
+            options=dataclasses.replace(settings().relay, socket=path.with_name("file") / "relay.sock"),
+            spools=settings().spools,
+            limits=settings().limits,
+            open_publisher=lambda name: pytest.fail("never"),
+        ).run()
     daemon.stop()
     left = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     left.bind(str(path))
