@@ -329,12 +329,28 @@ def write(text: str) -> None:
         if binary is None:
             sys.stdout.write(text)
         else:
-            binary.write(text.encode(encoding, "backslashreplace"))
+            binary.write(_encode(text, encoding))
         sys.stdout.flush()
     except BrokenPipeError:
         raise
     except OSError as error:
         raise OSError(error.errno, error.strerror, "stdout") from error
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """Encode *text*; what *encoding* does not have is written as in JSON, so that JSON is JSON in any locale."""
+    try:
+        return text.encode(encoding)
+    except UnicodeEncodeError:
+        return b"".join(_letter(one, encoding) for one in text)
+
+
+def _letter(letter: str, encoding: str) -> bytes:
+    try:
+        return letter.encode(encoding)
+    except UnicodeEncodeError:
+        units = letter.encode("utf-16-be", "surrogatepass").hex()
+        return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4)).encode()
 
 
 def is_terminal(stream: Any) -> bool:

@@ -53,6 +53,16 @@ def test_filters_choose_topics_by_whole_fields(koji, fedbus):
     assert numbers(fedbus(*PAST, "--json", "--include", r'"n":[12]\b', "--exclude", "tag").stdout) == [1]
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_json_is_json_where_the_locale_cannot_write_it(koji, fedbus, encoding):
+    body = {"é": "€ 😀 \ud7ff\uffff", "plain": "a\\b"}
+    koji.publish("build.start", body)
+    done = fedbus(*PAST, "--json", environment={"PYTHONIOENCODING": encoding})
+    assert json.loads(done.stdout.encode("utf-8", "surrogateescape").decode(encoding))["body"] == body
+    shown = fedbus(*PAST, environment={"PYTHONIOENCODING": encoding})
+    assert shown.returncode == 0 and ("€" if encoding == "utf-8" else "\\u20ac") in shown.stdout
+
+
 def test_count_ends_it_after_so_many_and_the_cursor_goes_on_from_there(koji, fedbus):
     publish(koji, 10)
     first = fedbus("tail", "--since", "beginning", "--cursor", "night", "--count", "3", "--json")
