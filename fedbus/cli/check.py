@@ -272,7 +272,7 @@ def check_keys(ctx: click.Context, form: str | None, as_json: bool, nagios: bool
     try:
         found = Found(_check_keys(_settings(ctx), time.time(), []))
     except ConfigError as error:
-        if shown != "nagios":
+        if shown == "text":
             raise
         found = _unfit(error)
     _show(ctx, found, shown)

@@ -224,6 +224,14 @@ def complete_topic(context: click.Context, parameter: click.Parameter, begun: st
     return [CompletionItem(name) for name in _next_fields(names, begun)]
 
 
+def complete_key(context: click.Context, parameter: click.Parameter | None, begun: str) -> list[CompletionItem]:
+    """Offer the keys of the configuration, field by field."""
+    from fedbus.cli.config import keys_of
+
+    settings = _settings_or_none(context)
+    return [] if settings is None else [CompletionItem(name) for name in _next_fields(keys_of(settings), begun)]
+
+
 def _next_fields(names: set[str], begun: str) -> list[str]:
     """Return *names* that begin with *begun*, cut behind the next dot where several go on differently."""
     found = {name for name in names if name.startswith(begun) and name}

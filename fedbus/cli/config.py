@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
+from fedbus.cli.common import complete_key
 from fedbus.config.files import KeyPath, dotted
 from fedbus.config.settings import Settings, schema
 from fedbus.config.units import format_duration, format_size
@@ -43,10 +45,20 @@ class _Config(click.Group):
     """`fedbus config [KEY]` shows, as it always did; behind another word of its own it does something else."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if ctx.resilient_parsing and not args:
+            return super().parse_args(ctx, args)  # what comes first is still to be completed: see below
         if not any(one in self.commands for one in args):
             # options of `show` stand there, or a KEY; --help is answered by the group, which names its commands
             args = args if args == ["--help"] else ["show", *args]
         return super().parse_args(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        offered = super().shell_complete(ctx, incomplete)
+        if not incomplete.startswith("-"):
+            return offered + complete_key(ctx, None, incomplete)
+        with show.make_context("show", [], parent=ctx, resilient_parsing=True) as below:
+            known = {one.value for one in offered}
+            return offered + [one for one in show.shell_complete(below, incomplete) if one.value not in known]
 
 
 @click.group("config", cls=_Config, epilog=_EXAMPLES)
@@ -58,7 +70,7 @@ def config() -> None:
 
 
 @config.command("show", epilog=_EXAMPLES)
-@click.argument("key", required=False)
+@click.argument("key", required=False, shell_complete=complete_key)
 @click.option("--json", "as_json", is_flag=True, help="The values as one JSON object.")
 @click.option("--origins", is_flag=True, help="With --json or KEY: say file and line of each value too.")
 @click.option("--all", "everything", is_flag=True, help="Show what is not set too, with its default.")
@@ -82,6 +94,11 @@ def show(ctx: click.Context, key: str | None, as_json: bool, origins: bool, ever
         width = min(60, max((len(line) for line, _ in lines), default=0))
         for line, origin in lines:
             click.echo(f"{line:<{width}}  # {_short(origin, settings.directory)}")
+
+
+def keys_of(settings: Settings) -> set[str]:
+    """Return all keys that :func:`show` has a value for."""
+    return {dotted(path) for path, _, _ in _rows(settings, everything=True)}
 
 
 @config.command("import-fedmsg", epilog=_IMPORT_EXAMPLES)

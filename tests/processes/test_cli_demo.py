@@ -178,6 +178,10 @@ def test_a_shell_accepts_its_completion_script(shell, fedbus):
         ("fedbus publish pack", {"package.build.complete"}),
         ("fedbus tail ko", {"koji", "koji.package.build.complete"}),
         ("fedbus completion ", {"bash", "zsh", "fish"}),
+        ("fedbus config sh", {"show"}),
+        ("fedbus config topic", {"topic_prefix"}),
+        ("fedbus config show topic", {"topic_prefix"}),
+        ("fedbus config --or", {"--origins"}),
     ],
 )
 def test_commands_options_endpoints_and_topics_are_completed(words, offered, fedbus):

@@ -280,6 +280,14 @@ def test_check_keys_finds_a_key_that_others_can_read(bus):
     assert "0644" in result.output
 
 
+@pytest.mark.parametrize("part", [(), ("config",), ("keys",)])
+def test_a_configuration_that_cannot_be_used_is_told_as_json_too(bus, part):
+    (bus / "90-more.yaml").write_text("bogus: 1\n")
+    result = run(check, *part, "--json", folder=bus)
+    assert result.exit_code == 3
+    assert "unknown key 'bogus'" in json.dumps(shown(result))
+
+
 def test_check_keys_finds_certificates_that_readers_refuse(bus, tmp_path):
     Authority.open(bus / "keys").revoke("koji.build01")
     other = Authority.create(tmp_path / "other", common_name="Another CA")
