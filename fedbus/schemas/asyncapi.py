@@ -10,6 +10,22 @@ from fedbus.schemas.schema import DIALECT, EXTRA, PLACE, Schema
 
 VERSION = "3.0.0"
 
+# Keywords of drafts 2019-09 and 2020-12 that say something of a value, and that draft 07 does not know
+_LATER = frozenset(
+    [
+        *("$anchor", "$dynamicAnchor", "$dynamicRef", "$recursiveAnchor", "$recursiveRef", "$vocabulary"),
+        *("contentSchema", "dependentRequired", "dependentSchemas", "maxContains", "minContains", "prefixItems"),
+        *("unevaluatedItems", "unevaluatedProperties"),
+    ]
+)
+_BESIDE_REF = frozenset(
+    [
+        *("$ref", "$id", "$schema", "$comment", "$defs", "definitions", "title", "description", "deprecated"),
+        *("default", "examples", "readOnly", "writeOnly"),
+    ]
+)
+_PLAIN = frozenset(("const", "enum", "default", "examples"))  # values, no schemas
+
 _HEADERS: Mapping[str, Any] = {
     "type": "object",
     "description": "The attributes of the CloudEvents envelope around the body.",
@@ -52,7 +68,9 @@ def asyncapi(
         name = names[schema]
         components[name] = {
             "schemaFormat": _format(schema.document),
-            "schema": _moved(schema.document, f"#/components/schemas/{_pointer(name)}/schema", files),
+            "schema": _moved(
+                schema.document, f"#/components/schemas/{_pointer(name)}/schema", files, _dialect(schema.document)
+            ),
         }
         message = {
             "name": schema.name,
@@ -80,7 +98,10 @@ def asyncapi(
             }
     for address, document in shared.items():
         home = f"#/components/schemas/{_pointer(files[address])}/schema"
-        components[files[address]] = {"schemaFormat": _format(document), "schema": _moved(document, home, files)}
+        components[files[address]] = {
+            "schemaFormat": _format(document),
+            "schema": _moved(document, home, files, _dialect(document)),
+        }
     components["fedbus-envelope"] = {"schemaFormat": _format({}), "schema": dict(_HEADERS)}
     return {
         "asyncapi": VERSION,
@@ -108,8 +129,27 @@ def _names(schemas: list[Schema]) -> dict[Schema, str]:
 
 
 def _format(document: Mapping[str, Any]) -> str:
-    dialect = re.search(r"draft[/-]([0-9]{2,4}(?:-[0-9]{2})?)", str(document.get("$schema", DIALECT)))
-    return f"application/schema+json;version=draft-{dialect[1] if dialect else '2020-12'}"
+    """Return the media type of a schema: that of draft 07, which every tool has to know, where it says the same."""
+    dialect = _dialect(document)
+    if dialect in ("06", "2019-09", "2020-12") and _says_the_same_in_draft_07(document):
+        dialect = "07"
+    return f"application/schema+json;version=draft-{dialect}"
+
+
+def _dialect(document: Mapping[str, Any]) -> str:
+    found = re.search(r"draft[/-]([0-9]{2,4}(?:-[0-9]{2})?)", str(document.get("$schema", DIALECT)))
+    return found[1] if found else "2020-12"
+
+
+def _says_the_same_in_draft_07(value: Any) -> bool:
+    """Whether *value* has no keyword of a later draft; a field of a body that is called like one counts as one too."""
+    if isinstance(value, list):
+        return all(_says_the_same_in_draft_07(one) for one in value)
+    if not isinstance(value, Mapping):
+        return True
+    if not _LATER.isdisjoint(value):
+        return False
+    return all(_says_the_same_in_draft_07(inner) for key, inner in value.items() if key not in _PLAIN)
 
 
 def _address(topic: str) -> tuple[str, dict[str, Any]]:
@@ -130,12 +170,19 @@ def _pointer(name: str) -> str:
     return name.replace("~", "~0").replace("/", "~1")
 
 
-def _moved(value: Any, home: str, files: Mapping[str, str]) -> Any:
-    """Return a schema as it stands within the document, where references within it begin elsewhere."""
+def _moved(value: Any, home: str, files: Mapping[str, str], dialect: str) -> Any:
+    """Return a schema as it stands within the document, where references within it begin elsewhere.
+
+    Up to draft 07 what stands beside a reference counts for nothing; in later ones it does, and so does an ``allOf``.
+    """
     if isinstance(value, list):
-        return [_moved(one, home, files) for one in value]
+        return [_moved(one, home, files, dialect) for one in value]
     if not isinstance(value, Mapping):
         return value
+    beside = [key for key in value if key not in _BESIDE_REF and not key.startswith("x-")]
+    if isinstance(reference := value.get("$ref"), str) and beside and dialect in ("2019-09", "2020-12"):
+        others = {key: inner for key, inner in value.items() if key != "$ref"}
+        value = {**others, "allOf": [{"$ref": reference}, *value.get("allOf", ())]}
     moved = {}
     for key, inner in value.items():
         if key in ("$id", "$schema", EXTRA):
@@ -146,5 +193,5 @@ def _moved(value: Any, home: str, files: Mapping[str, str]) -> Any:
                 inner = home + pointer
             elif (name := files.get(PLACE + file)) is not None:
                 inner = f"#/components/schemas/{_pointer(name)}/schema{pointer}"
-        moved[key] = _moved(inner, home, files)
+        moved[key] = _moved(inner, home, files, dialect)
     return moved

@@ -301,6 +301,47 @@ def test_a_schema_of_the_export_means_the_same_within_the_document(fedbus: Run, 
     assert not validator.is_valid({})
 
 
+@pytest.mark.parametrize(
+    ("document", "draft"),
+    [
+        ({"type": "object", "properties": {"a": {"$ref": "#/$defs/a", "description": "x"}}, "$defs": {"a": {}}}, "07"),
+        ({"$schema": "http://json-schema.org/draft-07/schema#"}, "07"),
+        ({"$schema": "https://json-schema.org/draft/2019-09/schema", "enum": [{"minContains": 1}]}, "07"),
+        ({"properties": {"a": {"prefixItems": [{}]}}}, "2020-12"),
+        ({"anyOf": [{"dependentRequired": {"a": ["b"]}}]}, "2020-12"),
+        ({"properties": {"a": {"$ref": "#/$defs/a", "maxLength": 3}}, "$defs": {"a": {}}}, "07"),
+        ({"$schema": "https://json-schema.org/draft/2019-09/schema", "unevaluatedProperties": False}, "2019-09"),
+        ({"$schema": "http://json-schema.org/draft-04/schema#", "minimum": 1, "exclusiveMinimum": True}, "04"),
+    ],
+)
+def test_the_export_says_draft_07_which_every_tool_knows_where_that_says_the_same(
+    fedbus: Run, schemas: Path, document: dict[str, Any], draft: str
+) -> None:
+    (schemas / "git.tag.add.json").write_text(json.dumps(document))
+    done = fedbus("schema", "export")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["components"]["schemas"]
+    assert found["git.tag.add"]["schemaFormat"] == f"application/schema+json;version=draft-{draft}"
+    assert found["fedbus-envelope"]["schemaFormat"] == "application/schema+json;version=draft-07"
+
+
+def test_what_stands_beside_a_reference_counts_in_the_export_where_it_did(fedbus: Run, schemas: Path) -> None:
+    document = {"$ref": "#/$defs/a", "maxProperties": 1, "$defs": {"a": {"required": ["package"]}}}
+    (schemas / "git.tag.add.json").write_text(json.dumps(document))
+    (schemas / "git.tag.end.json").write_text(
+        json.dumps({**document, "$schema": "http://json-schema.org/draft-07/schema#"})
+    )
+    exported = json.loads(fedbus("schema", "export").stdout)
+    for name, fits in (("git.tag.add", False), ("git.tag.end", True)):
+        assert exported["components"]["schemas"][name]["schemaFormat"].endswith("draft-07")
+        validator = jsonschema.Draft7Validator({**exported, "$ref": f"#/components/schemas/{name}/schema"})
+        assert validator.is_valid({"package": 1})
+        assert not validator.is_valid({})
+        assert validator.is_valid({"package": 1, "more": 2}) is fits
+        done = fedbus("schema", "check", name, '{"package": 1, "more": 2}')
+        assert done.returncode == int(not fits), done.stdout
+
+
 def test_the_examples_that_ship_export_too(tmp_path: Path) -> None:
     folder = tmp_path / "fedbus.d"
     (folder / "schemas").mkdir(parents=True, mode=0o755)
