@@ -656,7 +656,7 @@ class Bus:
         if endpoint not in self.settings.endpoints:
             return None  # added to a running subscriber after these settings were read
         directory = self.settings.journal_for(endpoint).directory
-        if not (directory / "journal.json").exists():
+        if not os.access(directory / "journal.json", os.R_OK):
             return None
         return JournalReader.open(directory)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import shutil
 import time
 from collections import Counter
@@ -202,12 +203,15 @@ def _look_at_journals(settings: Settings, streams: dict[str, Stream], health: He
     locked = locked_inodes()
     for name, stream in streams.items():
         options = settings.journal_for(name)
-        if not options.directory.exists():
+        if not _may_be_there(options.directory):
             continue
         try:
             state = look(options.directory, locked)
-        except JournalError as error:
-            if (options.directory / "journal.json").exists():
+        except (JournalError, OSError) as error:
+            if not os.access(options.directory, os.R_OK | os.X_OK):
+                text = f"journal {name} in {options.directory} cannot be looked at by this user; it is not checked"
+                health.results.append(Result("journals", f"journal {name}", WARNING, text))
+            elif (options.directory / "journal.json").exists():
                 health.results.append(Result("journals", f"journal {name}", CRITICAL, str(error)))
             continue
         if state.endpoint != name:
@@ -260,7 +264,7 @@ def _judge_consumers(names: tuple[str, ...], hub: Program | None, health: Health
 
 
 def _look_at_dead_letters(settings: Settings, health: Health, limits: Thresholds) -> None:
-    if not settings.dead.exists():  # looking must not create it
+    if not _may_be_there(settings.dead):  # looking must not create it
         return
     try:
         with contextlib.closing(DeadLetters.open(settings.dead)) as dead:
@@ -276,7 +280,7 @@ def _look_at_dead_letters(settings: Settings, health: Health, limits: Thresholds
 
 
 def _look_at_cursors(settings: Settings, streams: dict[str, Stream], health: Health) -> None:
-    if not settings.cursors.exists():  # looking must not create it
+    if not _may_be_there(settings.cursors):  # looking must not create it
         return
     try:
         with CursorStore.open(settings.cursors) as store:
@@ -298,7 +302,7 @@ def _look_at_cursors(settings: Settings, streams: dict[str, Stream], health: Hea
 
 def _look_at_disk(settings: Settings, health: Health, limits: Thresholds) -> None:
     folder = settings.state
-    while not folder.exists() and folder != folder.parent:
+    while not os.path.exists(folder) and folder != folder.parent:  # noqa: PTH110 - False where nobody may look
         folder = folder.parent
     try:
         usage = shutil.disk_usage(folder)
@@ -311,10 +315,17 @@ def _look_at_disk(settings: Settings, health: Health, limits: Thresholds) -> Non
         text = f"disk of {settings.state}: {health.free:.1f} % free, {usage.free} bytes"
         health.results.append(Result("disk", "disk", state, text))
     spool = settings.state / "spool"
-    if spool.is_dir():
+    if os.path.isdir(spool) and os.access(spool, os.R_OK | os.X_OK):  # noqa: PTH112 - False where nobody may look
         health.spool_bytes = _waiting_bytes(spool)
         text = f"{health.spool_bytes} bytes of messages wait in {spool}"
         health.results.append(Result("disk", "spool", _above(health.spool_bytes, limits.spool), text))
+
+
+def _may_be_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except PermissionError:
+        return True  # opening it tells
 
 
 def _waiting_bytes(spool: Path) -> int:

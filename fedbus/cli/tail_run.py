@@ -165,7 +165,7 @@ def _tell_silent(subscriber: Subscriber) -> None:
     silent = sorted(reader.endpoint for reader in subscriber.readers() if not reader.epoch)
     if silent:
         shown = ", ".join(silent[:8]) + (f" and {len(silent) - 8} more" if len(silent) > 8 else "")
-        notice(f"not read, since they do not answer and have no journal on this host: {shown}")
+        notice(f"not read, since they do not answer and have no journal on this host that could be read: {shown}")
 
 
 def _tell_counts(subscriber: Subscriber, shown: int) -> None:

@@ -285,9 +285,9 @@ class Fetcher:
             for error in reader.on_end(replay.End(piece.through, piece.end, list(piece.lost))):
                 self._refused(error, link.endpoint.name, now)
         except (JournalError, Refused, OSError) as error:
-            log.warning("endpoint %s: its journal here cannot be read: %s", link.endpoint.name, error)
-            self.close_home(link)
+            self._home_failed(link, error)
             return False
+        link.home_fault = ""
         self.end(link)
         link.home_checked_at = now
         if reader.wants_fetch:
@@ -309,8 +309,14 @@ class Fetcher:
                 reader.read_again()
                 self.hungry[link.endpoint.name] = link
         except (FedbusError, OSError) as error:
+            self._home_failed(link, error)
+
+    def _home_failed(self, link: Link, error: Exception) -> None:
+        # it is tried again many times a second, and told once
+        if link.home_fault != str(error):
+            link.home_fault = str(error)
             log.warning("endpoint %s: its journal here cannot be read: %s", link.endpoint.name, error)
-            self.close_home(link)
+        self.close_home(link)
 
     def close_home(self, link: Link) -> None:
         """Leave the files alone: the endpoint is alive, or nobody asks any more."""

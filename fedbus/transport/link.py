@@ -73,6 +73,7 @@ class Link:
     heard_at_failure: float | None = None
 
     # its journal on this machine, while the endpoint itself is down
+    home_fault: str = ""  # why it could not be read when it was last tried, which was logged
     home: StreamHome | None = None
     home_checked_at: float = float("-inf")
 

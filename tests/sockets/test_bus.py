@@ -650,6 +650,35 @@ def test_the_journal_of_a_publisher_that_has_gone_is_read_from_its_files(bus: Bu
         assert subscriber.stats.refused == {}
 
 
+def test_a_journal_that_cannot_be_read_is_tried_again_and_told_once(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tried = []
+
+    def refuse(endpoint: str) -> None:
+        tried.append(endpoint)
+        raise PermissionError(13, "Permission denied", "journal.json")
+
+    monkeypatch.setattr(bus, "_local_journal", refuse)
+    with bus.subscribe(since="beginning", endpoints=[KOJI]) as subscriber:
+
+        def is_tried_again() -> bool:
+            subscriber.receive(0.01)
+            return len(tried) > 3
+
+        wait_until(is_tried_again, PATIENCE)
+    assert [record.message for record in caplog.records if "cannot be read" in record.message] == [
+        f"endpoint {KOJI}: its journal here cannot be read: [Errno 13] Permission denied: 'journal.json'"
+    ]
+
+
+def test_a_journal_that_this_user_may_not_read_is_as_good_as_none(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    bus.publisher(KOJI).close()
+    assert bus._local_journal(KOJI) is not None
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    assert bus._local_journal(KOJI) is None
+
+
 def test_a_publisher_that_comes_back_continues_its_stream(bus: Bus) -> None:
     losses: list[Loss] = []
     with bus.subscribe("koji", since="beginning", on_loss=losses.append) as subscriber:

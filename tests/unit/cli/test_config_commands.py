@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from contextlib import ExitStack
 from pathlib import Path
@@ -286,6 +287,34 @@ def test_a_configuration_that_cannot_be_used_is_told_as_json_too(bus, part):
     result = run(check, *part, "--json", folder=bus)
     assert result.exit_code == 3
     assert "unknown key 'bogus'" in json.dumps(shown(result))
+
+
+def test_check_says_what_its_user_may_not_look_at_and_goes_on(bus, monkeypatch):
+    folder = Settings.load(bus, {}).journal_for("koji.build01").directory
+    folder.mkdir(parents=True)
+    hidden = (folder, bus / "state/cursors.db", bus / "state/dead.db", bus / "state/spool")
+    real_stat, real_listing, real_access = Path.stat, Path.iterdir, os.access
+
+    def refused(path):
+        return any(path == one or one in path.parents for one in hidden)
+
+    def stat(path, **more):
+        if refused(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real_stat(path, **more)
+
+    def listing(path):
+        if refused(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real_listing(path)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    monkeypatch.setattr(Path, "iterdir", listing)
+    monkeypatch.setattr(os, "access", lambda path, mode: not refused(Path(path)) and real_access(path, mode))
+    found = {one["name"]: one for one in shown(run(check, "--json", folder=bus))["results"]}
+    assert found["journal koji.build01"]["state"] == "warning"
+    assert "cannot be looked at by this user" in found["journal koji.build01"]["text"]
+    assert found["disk"]["state"] != "unknown"
 
 
 def test_check_keys_finds_certificates_that_readers_refuse(bus, tmp_path):
