@@ -109,7 +109,8 @@ def rebuild(
         for name in result["set_aside"]:
             notice(f"{name} was damaged and is moved aside")
         if silent:
-            notice(f"not read, since they do not answer and have no journal on this host that could be read: {', '.join(silent)}")
+            names = ", ".join(silent)
+            notice(f"not read, since they do not answer and have no journal on this host that could be read: {names}")
         click.echo(
             f"{counted(result['new'], 'message')} added of {result['read']} in the journals; {result['saved']} saved "
             f"from damaged files, {result['lost_in_files']} there do not verify"
