@@ -40,5 +40,7 @@ class HistoryOptions:
 
     @property
     def shown(self) -> str:
-        """The store without the password."""
-        return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:…@", self.store) if self.postgres else str(self.folder)
+        """The store without a password, neither before the host nor behind the question mark."""
+        if not self.postgres:
+            return str(self.folder)
+        return re.sub(r"([?&](?:ssl)?password=)[^&]*", r"\1…", re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:…@", self.store))

@@ -94,7 +94,7 @@ def connect(options: HistoryOptions) -> psycopg.Connection[Any]:
         )
     except psycopg.Error as error:
         raise HistoryUnreachable(
-            f"cannot connect to the history {options.shown}: {_words_of_error(error)}; {_advice(error)}"
+            f"cannot connect to the history {options.shown}: {_words(error, options)}; {_advice(error)}"
         ) from error
 
 
@@ -133,7 +133,7 @@ def told(options: HistoryOptions, doing: str) -> Iterator[None]:
     try:
         yield
     except psycopg.Error as error:
-        text = f"cannot {doing} the history {options.shown}: {_words_of_error(error)}"
+        text = f"cannot {doing} the history {options.shown}: {_words(error, options)}"
         if isinstance(error, (psycopg.errors.DataCorrupted, psycopg.errors.IndexCorrupted)):
             raise HistoryDamaged(
                 f"{text}; restore the database from a backup, then `fedbus history rebuild` fills in what is newer",
@@ -151,11 +151,12 @@ def _advice(error: psycopg.Error) -> str:
         return "it took too long; see what else the server does"
     if isinstance(error, psycopg.errors.InvalidPassword):
         return "correct user and password of `store`, or ~/.pgpass"
-    return "see that the server runs and lets us in; it is tried again"
+    return "see that the server runs and lets us in"
 
 
-def _words_of_error(error: psycopg.Error) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
+def _words(error: psycopg.Error, options: HistoryOptions) -> str:
+    # of a URL that it cannot make sense of the library shows all, with the password
+    text = " ".join(str(error).replace(options.store, options.shown).split()) or type(error).__name__
     return text if len(text) <= 400 else text[:400] + "…"
 
 

@@ -308,3 +308,19 @@ def _settings(folder: Path, environment: dict[str, str]):
     from fedbus.config.settings import Settings
 
     return Settings.load(folder, environment)
+
+
+@pytest.mark.parametrize(
+    "store",
+    [
+        "postgresql://fedbus:geheim@[::1/history",
+        "postgresql://fedbus:geheim@127.0.0.1:1/history",
+        "postgresql://fedbus@127.0.0.1:1/history?sslmode=disable&password=geheim&sslpassword=geheim",
+        "postgres://127.0.0.1:1/history?password=geheim",
+    ],
+)
+def test_no_password_of_a_store_is_shown_in_an_error(store: str) -> None:
+    with pytest.raises(HistoryUnavailable) as caught, open_history(store):
+        pass
+    assert "postgres" in str(caught.value) and "history" in str(caught.value)
+    assert "geheim" not in str(caught.value)
