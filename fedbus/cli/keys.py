@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -344,7 +345,7 @@ def list_certificates(context: click.Context, directory: Path | None, as_json: b
 
 
 @keys.command("show", epilog=_epilog("fedbus keys show koji.build01", "fedbus keys show /tmp/unknown.crt --json"))
-@click.argument("what", metavar="NAME|FILE")
+@click.argument("what", metavar="NAME|FILE|-")
 @_directory_option
 @_json_option
 @click.pass_context
@@ -365,7 +366,7 @@ def show(context: click.Context, what: str, directory: Path | None, as_json: boo
 @keys.command(
     "verify", epilog=_epilog("fedbus keys verify koji.build01", "fedbus keys verify /tmp/unknown.crt && echo ok")
 )
-@click.argument("what", metavar="NAME|FILE")
+@click.argument("what", metavar="NAME|FILE|-")
 @_directory_option
 @_json_option
 @click.pass_context
@@ -470,13 +471,16 @@ def _settings(context: click.Context) -> Any:
 
 
 def _certificates(context: click.Context, what: str, directory: Path | None) -> list[x509.Certificate]:
-    """The certificates in the file *what*, PEM or DER, or of the endpoint *what*."""
+    """The certificates in the file *what*, PEM or DER, or of the endpoint *what*; - is stdin."""
     path = Path(what)
     if is_name(what) and not path.is_file():
         path = _folder(context, directory) / f"{what}.crt"
     try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_CERTIFICATE_FILE + 1)
+        if what == "-":
+            data = b"" if sys.stdin is None else sys.stdin.buffer.read(_MAX_CERTIFICATE_FILE + 1)
+        else:
+            with path.open("rb") as file:
+                data = file.read(_MAX_CERTIFICATE_FILE + 1)
     except OSError as error:
         raise KeysError(f"cannot read certificate {path}: {error.strerror}; name an endpoint or a file") from error
     if len(data) > _MAX_CERTIFICATE_FILE:

@@ -13,9 +13,10 @@ from fedbus.errors import KeysError
 
 @pytest.fixture
 def run(tmp_path):
-    def call(*arguments: str) -> Result:
+    def call(*arguments: str, stdin: bytes | None = None) -> Result:
         command, *rest = arguments
-        result = CliRunner().invoke(keys, [command, "--dir", str(tmp_path / "keys"), *rest], obj={"config": None})
+        where = ["--dir", str(tmp_path / "keys")]
+        result = CliRunner().invoke(keys, [command, *where, *rest], obj={"config": None}, input=stdin)
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
         return result
@@ -36,6 +37,15 @@ def test_a_certificate_is_issued_shown_listed_and_verified(run):
     assert "current" in run("list").stdout
     verified = run("verify", "koji.build01")
     assert (verified.exit_code, verified.stdout.split()[:2]) == (0, ["trusted:", "koji.build01"])
+
+
+def test_a_certificate_may_come_from_stdin(run, tmp_path):
+    run("issue", "koji.build01")
+    data = (tmp_path / "keys/koji.build01.crt").read_bytes()
+    assert run("verify", "-", stdin=data).stdout.startswith("trusted: koji.build01")
+    assert run("show", "-", "--json", stdin=data).stdout == run("show", "koji.build01", "--json").stdout
+    with pytest.raises(KeysError, match="cannot read certificate -: it holds none in PEM or DER form"):
+        run("verify", "-", stdin=b"")
 
 
 def test_verify_exits_with_4_and_a_reason_when_a_certificate_is_not_trusted(run):
