@@ -110,10 +110,11 @@ def find_folder(
     if named:
         folder = Path(named)
         if not folder.is_dir():
-            how = "--config" if explicit else VARIABLE
+            # programs name it too, and know nothing of --config
+            how = "" if explicit else f" named by {VARIABLE}"
             what = "is not a folder" if folder.exists() else "does not exist"
             raise ConfigError(
-                f"{named}: the configuration folder named by {how} {what}; `fedbus init {named} --endpoint "
+                f"{named}: the configuration folder{how} {what}; `fedbus init {named} --endpoint "
                 "SERVICE.HOST` makes one"
             )
         return Path(os.path.abspath(folder))  # noqa: PTH100 - a link must stay visible

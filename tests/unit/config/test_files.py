@@ -208,7 +208,7 @@ def test_the_folder_named_most_directly_is_read(tmp_path, where):
 def test_a_folder_that_is_named_and_missing_is_an_error_even_where_a_default_exists(tmp_path):
     with pytest.raises(ConfigError, match=r"named by FEDBUS_CONFIG does not exist; `fedbus init"):
         find_folder(None, {"FEDBUS_CONFIG": str(tmp_path / "gone")}, defaults=(tmp_path,))
-    with pytest.raises(ConfigError, match="named by --config does not exist"):
+    with pytest.raises(ConfigError, match="gone: the configuration folder does not exist"):
         find_folder(tmp_path / "gone", {}, defaults=(tmp_path,))
 
 
