@@ -18,7 +18,7 @@ import os
 import re
 import stat
 import struct
-import time
+import threading
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -251,24 +251,46 @@ def lock(directory: Path, uid: int, *, timeout: float) -> Iterator[int]:
     else:
         fd = os.open(path, os.O_RDONLY | flags)
     try:
-        deadline = time.monotonic() + timeout
-        pause = 0.001
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    raise DeadlineExceeded(
-                        f"the spool in {directory} was locked by another process for {timeout:g} s; try again"
-                    ) from None
-                # flock() itself knows no deadline
-                time.sleep(min(pause, left))
-                pause = min(pause * 1.5, 0.02)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if timeout <= 0 or not _queue_for(fd, timeout):
+                raise DeadlineExceeded(
+                    f"the spool in {directory} was locked by another process for {timeout:g} s; try again"
+                ) from None
         yield fd
     finally:
         os.close(fd)
+
+
+def _queue_for(fd: int, timeout: float) -> bool:
+    """Wait for the lock of *fd* in the queue of the kernel; False where its turn has not come in *timeout* seconds.
+
+    flock() itself knows no deadline; and who only asks again and again is overtaken by others without end where
+    hundreds of processes spool at once. So a thread waits, with a descriptor of its own: should it wait in vain, the
+    lock that it gets some time later goes with that.
+    """
+    own = os.dup(fd)
+    faults: list[OSError] = []
+
+    def wait() -> None:
+        try:
+            fcntl.flock(own, fcntl.LOCK_EX)
+        except OSError as error:
+            faults.append(error)
+        finally:
+            os.close(own)
+
+    waiting = threading.Thread(target=wait, name="fedbus-spool-lock", daemon=True)
+    try:
+        waiting.start()
+    except RuntimeError as error:  # no thread to be had
+        os.close(own)
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from error
+    waiting.join(timeout)
+    if faults:
+        raise faults[0]
+    return not waiting.is_alive()
 
 
 def _sync_folder(directory: Path) -> None:

@@ -50,6 +50,7 @@ _UNANSWERED = 10_000  # messages at most
 _AGAIN_SECONDS = 0.5  # after the relay could not be reached, until that is tried again
 _LOSSES = 3  # of the connection, without an answer between them, until messages are spooled
 _SLICE = 0.1  # seconds for which one thread watches the connection for all, at most
+_SPOOL_SECONDS = 30.0  # for the turn at the spool: what does not get there is not published
 _FULL_PAUSE = 0.005  # between two tries while the relay has too many callers at its door
 
 
@@ -632,7 +633,7 @@ class RelayPublisher:
             return
         try:
             spool = Spool(self._spool, most_bytes=self._options.spool_bytes)
-            spool.append([content for _, content in good], timeout=10.0)
+            spool.append([content for _, content in good], timeout=_SPOOL_SECONDS)
         except FedbusError as error:
             failure = type(error)(f"{self._down}; {error}")
             unknown = DeadlineExceeded(f"{failure}; what was handed in before that may be published all the same")

@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 from fedbus.errors import DeadlineExceeded, JournalError, JournalWriteError, QueueFull
 from fedbus.journal import spool
 from fedbus.journal.spool import MAGIC, Spool, frame
+from tests.support import wait_until
 
+PATIENCE = 60.0  # seconds, for whatever happens soon, on a slow machine too
 UID = os.geteuid()
 EPOCH = "019ab000-0000-7000-8000-000000000000"
 
@@ -213,6 +215,29 @@ def test_a_lock_that_somebody_holds_is_waited_for_until_the_deadline(tmp_path: P
         assert spool.take(waiting, epoch=EPOCH, head=0) is None
     mine.append([b"2"], timeout=1.0)
     assert read_all(mine.directory) == [b"1", b"2"]
+
+
+@pytest.mark.skipif(not Path("/proc/locks").exists(), reason="the kernel does not tell who waits for locks")
+def test_those_who_wait_for_the_spool_get_it_in_the_order_in_which_they_came(tmp_path: Path) -> None:
+    mine = make(tmp_path)
+    mine.append([b"0"], timeout=PATIENCE)
+    inode = (mine.directory / f"{UID}.lock").stat().st_ino
+
+    def queued() -> int:
+        # 1: -> FLOCK  ADVISORY  WRITE 3072 08:01:7602200 0 EOF; proc(5)
+        lines = Path("/proc/locks").read_text().splitlines()
+        return sum("->" in line and f":{inode} " in line for line in lines)
+
+    waiting: list[threading.Thread] = []
+    with spool.lock(mine.directory, UID, timeout=PATIENCE):
+        for number in range(1, 6):
+            one = threading.Thread(target=mine.append, args=([b"%d" % number],), kwargs={"timeout": PATIENCE})
+            one.start()
+            waiting.append(one)
+            wait_until(lambda: queued() == len(waiting), PATIENCE, "another one to wait")
+    for one in waiting:
+        one.join(PATIENCE)
+    assert read_all(mine.directory) == [b"0", b"1", b"2", b"3", b"4", b"5"]
 
 
 def test_what_is_taken_keeps_its_place_before_what_comes_later(tmp_path: Path) -> None:
