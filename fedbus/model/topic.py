@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from fedbus.errors import MessageError, Reason
+from fedbus.errors import MessageError, Reason, TrustError
 
 TOPIC_BYTES = 255
 ENVIRONMENTS = ("dev", "stg", "production")
@@ -51,8 +51,16 @@ class Naming:
 
         Raises:
             MessageError: The result is not a well-formed topic.
+            TrustError: *short* is a full topic of another environment, and would end up in this one.
         """
         topic = f"{self.root}.{service}.{short}"
+        if short.startswith(tuple(f"{self.prefix}.{environment}." for environment in ENVIRONMENTS)):
+            check_topic(short)
+            raise TrustError(
+                Reason.ENVIRONMENT,
+                f"{short!r} cannot be published here: this bus carries {self.root}.* only; check topic_prefix and "
+                "environment on both sides",
+            )
         try:
             check_topic(topic)
         except MessageError:

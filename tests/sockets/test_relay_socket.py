@@ -314,6 +314,17 @@ def test_a_submission_that_comes_again_gets_the_receipt_of_the_first_time(start,
     assert numbers(settings()) == [1, 2]
 
 
+@pytest.mark.badinput("B33")
+def test_a_full_topic_of_another_environment_is_refused_by_relay_and_client(start, raw, client, settings) -> None:
+    start()
+    topic = "org.example.stg.koji.build.start"
+    (answer,) = answers(raw(sent(request(1, topic=topic))), 1)
+    assert isinstance(answer.error, TrustError) and answer.error.reason is Reason.ENVIRONMENT
+    with pytest.raises(TrustError, match=r"this bus carries org\.example\.dev\.\* only"):
+        client().publish(topic, {"n": 2})
+    assert numbers(settings()) == []
+
+
 @pytest.mark.badinput("B29")
 def test_another_message_under_a_submission_that_was_used_is_refused_and_told(start, raw, settings, caplog) -> None:
     daemon = start()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedbus.errors import MessageError, Reason
+from fedbus.errors import MessageError, Reason, TrustError
 from fedbus.model.topic import (
     TOPIC_BYTES,
     Naming,
@@ -182,6 +182,15 @@ def test_a_short_topic_is_expanded_and_checked() -> None:
     for short in ("", "a..b", "A", "x" * 250):
         with pytest.raises(MessageError):
             NAMING.expand("koji", short)
+
+
+@pytest.mark.badinput("B33")
+def test_a_full_topic_of_another_environment_is_refused_and_not_put_into_ours() -> None:
+    for short in ("org.example.stg.koji.package.build.start", "org.example.production.koji.a.b"):
+        with pytest.raises(TrustError, match=r"this bus carries org\.example\.dev\.\* only") as refused:
+            NAMING.expand("koji", short)
+        assert refused.value.reason is Reason.ENVIRONMENT
+    assert NAMING.expand("koji", "org.example.staging.a") == "org.example.dev.koji.org.example.staging.a"
 
 
 @pytest.mark.badinput("B33")
