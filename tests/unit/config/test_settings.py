@@ -184,10 +184,8 @@ def test_a_section_whose_lines_are_all_commented_out_counts_as_absent(folder):
         ),
         ("metrics: {http: 'localhost:0'}", "metrics.http: the port of 'localhost:0' must be between 1 and 65535"),
         ("hub: {http: 'localhost:70000'}", "hub.http: the port of 'localhost:70000' must be between 1 and 65535"),
-        (
-            "endpoints: {koji: {publish: 'tcp://h:1', replay: 'tcp://h:2'}}",
-            "add the host after a dot, such as koji.host01",
-        ),
+        ("endpoints: {link: {publish: 'tcp://h:1', replay: 'tcp://h:2'}}", "'link' is that of another file"),
+        ("endpoints: {koji.: {publish: 'tcp://h:1', replay: 'tcp://h:2'}}", "joined by dots, such as koji.build01"),
         ("endpoints: {Koji.B: {publish: 'tcp://h:1', replay: 'tcp://h:2'}}", "write it in lower case: koji.b"),
         ("endpoints: {b.c: {replay: 'tcp://h:2'}}", "20-more.yaml:1: endpoints.b.c lacks the key 'publish'"),
         ("endpoints: {b.c: {publish: 'tcp://h:2'}}", "20-more.yaml:1: endpoint 'b.c' lacks the key 'replay'"),
