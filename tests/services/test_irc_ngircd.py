@@ -233,6 +233,8 @@ def test_a_netsplit_makes_the_bot_neither_leave_nor_join(servers: Servers) -> No
             since = len(near.lines)
             far = servers.client(two, "far")
             wait_until(lambda far=far: "fedbot" in far.names("#test"), PATIENCE, "the two servers to be linked")
+            # and the other way: the server of the bot passes on what it says once it knows of somebody there
+            wait_until(lambda: "far" in near.names("#test"), PATIENCE, "who is far to be known here")
             relay.say("to both sides")
             far.wait_to_hear("to both sides")
             two.stop()
